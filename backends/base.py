@@ -1,0 +1,140 @@
+"""What every backend offers to a session.
+
+A backend turns `Resolution`s into probes and gives back the records that its hooks write.
+It knows no ELF: whenever a file is met (the command, a library that is loaded later) it asks `resolve`.
+It knows no event: `drain` returns the records of sqltrace.events.wire and the notices below, in the order seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqltrace.events.wire import Record
+from sqltrace.resolution import Resolution
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a backend works here; if not, the reason and the remedy, each a clause without a full stop."""
+
+    ok: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+Resolve = Callable[[str], Resolution | None]
+"""Resolution of the file at a path (possibly /proc/PID/root/... or /proc/PID/map_files/...), None where it holds
+no SQLite.  Raises ResolutionError where SQLite is there but cannot be used.  Safe to call from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a backend shall work, whatever is observed."""
+
+    ring_bytes: int = 16 << 20
+    """Memory between the hooks and us; a power of two."""
+    follow: bool = True
+    """Children of the observed processes are observed too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Probes were placed in a file; `path` is the file as the process names it."""
+
+    pid: int
+    path: str
+    resolution: Resolution
+    attach_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A file of a process holds SQLite that cannot be probed, or a process cannot be followed: why."""
+
+    pid: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process is observed from now on (the command, an attached process, a child)."""
+
+    pid: int
+    parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that was observed is gone.  `status` is a wait status, None when not known."""
+
+    pid: int
+    status: int | None
+
+
+Item = Record | Probed | Refused | Started | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the hooks saw and what got lost, for `hits == emitted + filtered + lost`.
+
+    hits: executions whose end a hook saw.  lost: (record type name, reason) -> number of records.
+    """
+
+    hits: int
+    lost: Mapping[tuple[str, str], int]
+
+
+class Trace(Protocol):
+    """Something under observation.  Not thread-safe: one thread drains."""
+
+    @property
+    def child(self) -> int | None:
+        """Pid of the command that `run` started; None after `attach`."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether any observed process still runs."""
+
+    @property
+    def status(self) -> int | None:
+        """Wait status of the command once it has ended."""
+
+    def drain(self, timeout: float) -> Sequence[Item]:
+        """Return what came in, waiting up to `timeout` seconds for the first; bounded work per call."""
+
+    def counts(self) -> Counts:
+        """Return the totals so far."""
+
+    def detach(self) -> Sequence[Item]:
+        """Remove every probe, leave the processes as they were, return what was still in the ring.
+
+        Executions still running then come as statements with END_DETACH.  Calling it twice does nothing more.
+        """
+
+
+class Backend(Protocol):
+    """One way to observe a program."""
+
+    @property
+    def name(self) -> str:
+        """`bcc`, `frida` or `native`."""
+
+    def available(self) -> Availability:
+        """Look, without side effects that outlive the call, whether this backend works here and for this user."""
+
+    def run(self, argv: Sequence[str], resolve: Resolve, options: Options) -> Trace:
+        """Start a command with everything in place before its first statement.
+
+        The command has our terminal, stdio, working directory and environment and is our child.
+        Raises CommandNotFoundError, CommandNotExecutableError, TargetError, BackendError.
+        """
+
+    def attach(self, pids: Sequence[int], resolve: Resolve, options: Options) -> Trace:
+        """Join running processes.
+
+        Raises NoSQLiteError when none of them has SQLite mapped, TargetError when one cannot be observed.
+        """

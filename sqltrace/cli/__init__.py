@@ -1,0 +1,1 @@
+"""sqltrace's command line."""
