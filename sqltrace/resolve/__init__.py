@@ -1,0 +1,7 @@
+"""Finds SQLite's functions and struct members in a binary, stripped and static ones included."""
+
+from __future__ import annotations
+
+from sqltrace.resolve.resolver import Overrides, resolve
+
+__all__ = ["Overrides", "resolve"]

@@ -1,0 +1,195 @@
+"""Rung 4: public functions that read one field say where it lies.
+
+Each function below is SQLite's own (vdbeapi.c, main.c, vdbemem.c), and its source is given in a word or two.  It
+is executed symbolically; what it returns, stores or compares is matched against that source.  An accessor
+whose result is not unique says nothing.
+
+Functions are looked at alone first, then with direct calls entered one and two deep: compilers move parts of an
+accessor out of line (vdbeUnbind), and libraries call through their PLT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from sqltrace.resolve.claims import FieldClaim
+from sqltrace.resolve.symbolic import Argument, Executor, Linear, Load, Trace, field_load
+
+OBJECT: Final = Argument(0)
+INDEX: Final = Argument(1)
+
+VDBE_MAGIC_RUN: Final = 0x2DF20DA3
+_VALUE_TYPE_READS_FLAGS: Final = 3009000
+"""Before, sqlite3_value_type read Mem.type."""
+
+_RETURNED: Final = (
+    # function, field, widths that its load may have
+    ("sqlite3_sql", "Vdbe.zSql", (8,)),
+    ("sqlite3_db_handle", "Vdbe.db", (8,)),
+    ("sqlite3_bind_parameter_count", "Vdbe.nVar", (2, 4)),
+    ("sqlite3_extended_errcode", "sqlite3.errCode", (4,)),
+    ("sqlite3_get_autocommit", "sqlite3.autoCommit", (1,)),
+    ("sqlite3_changes64", "sqlite3.nChange", (8,)),
+    ("sqlite3_total_changes64", "sqlite3.nTotalChange", (8,)),
+    ("sqlite3_value_int64", "Mem.u", (8,)),
+    ("sqlite3_value_bytes", "Mem.n", (4,)),
+)
+_BEFORE_CHANGES64: Final = (
+    ("sqlite3_changes", "sqlite3.nChange", (4,)),
+    ("sqlite3_total_changes", "sqlite3.nTotalChange", (4,)),
+)
+_FILENAME_CHAIN: Final = ("sqlite3.aDb", "Db.pBt", "Btree.pBt", "BtShared.pPager", "Pager.zFilename")
+
+
+def loaded_fields(trace: Trace, sizes: Iterable[int]) -> dict[int, int]:
+    """Return offset and width of each load of these widths straight from the object."""
+    found = {}
+    for access in trace.loads():
+        offset = access.address.offset_from(OBJECT)
+        if offset is not None and access.size in sizes:
+            found[offset] = access.size
+    return found
+
+
+def returned_field(trace: Trace, sizes: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return (offset, width) when the function returns one field of the object (and constants)."""
+    found = set()
+    for value in trace.returns:
+        offset = field_load(value, OBJECT, sizes)
+        term = value.single
+        if offset is not None and isinstance(term, Load):
+            found.add((offset, term.size))
+    return found.pop() if len(found) == 1 else None
+
+
+def counters_offset(trace: Trace) -> int | None:
+    """Return o when the function reads the 4 bytes at object + 4 * argument 1 + o, and only those.
+
+    sqlite3_stmt_status: `v = pVdbe->aCounter[op]`; the constant may hide in the index, the address keeps it.
+    """
+    wanted = tuple(sorted([(OBJECT, 1), (INDEX, 4)], key=repr))
+    found = {a.address.constant for a in trace.loads() if a.size == 4 and a.address.terms == wanted}
+    positive = {o for o in found if o > 0}
+    return positive.pop() if len(positive) == 1 else None
+
+
+def unbind_claims(trace: Trace) -> Iterator[FieldClaim]:
+    """Yield what vdbeUnbind(p, i) tells: `pVar = &p->aVar[i]; ...; pVar->flags = MEM_Null; p->db->errCode = 0`.
+
+    The index is argument 1, perhaps less one (sqlite3_bind_null's is 1-based).
+    """
+    elements: dict[tuple[int, int], set[int]] = {}
+    for access in trace.accesses:
+        terms = dict(access.address.terms)
+        size = terms.pop(INDEX, 0)
+        if not 40 <= size <= 120 or len(terms) != 1:
+            continue
+        term, coefficient = next(iter(terms.items()))
+        if not isinstance(term, Load) or term.size != 8 or coefficient != 1:
+            continue
+        array = term.address.offset_from(OBJECT)
+        if array is not None and 0 < array < 512:
+            flags = elements.setdefault((array, size), set())
+            if access.stored is not None and access.size == 2:
+                flags.add(access.address.constant % size)
+    if len(elements) != 1:
+        return
+    (array, size), flags = next(iter(elements.items()))
+    yield FieldClaim("Vdbe.aVar", array, 8)
+    yield FieldClaim("sizeof(Mem)", size, 0)
+    if len(flags) == 1:
+        yield FieldClaim("Mem.flags", flags.pop(), 2)
+    connection = Load(Linear(0, ((OBJECT, 1),)), 8)
+    zeroed = {
+        access.address.constant
+        for access in trace.accesses
+        if access.size == 4 and access.stored == Linear(0) and access.address.terms == ((connection, 1),)
+    }
+    if len(zeroed) == 1:
+        yield FieldClaim("sqlite3.errCode", zeroed.pop(), 4)
+        yield FieldClaim("Vdbe.db", 0, 8)
+
+
+def running_claims(trace: Trace) -> Iterator[FieldClaim]:
+    """Yield what sqlite3_stmt_busy tells about how a running statement is known.
+
+    From 3.38 or 3.39 on `v->eVdbeState==VDBE_RUN_STATE`; before, `v->magic==VDBE_MAGIC_RUN && v->pc>=0`.
+    """
+    state, magic = set(), set()
+    for compare in trace.compares:
+        for value, other in ((compare.left, compare.right), (compare.right, compare.left)):
+            if other == Linear(2) and (offset := field_load(value, OBJECT, (1,))) is not None:
+                state.add(offset)
+            if other == Linear(VDBE_MAGIC_RUN) and (offset := field_load(value, OBJECT, (4,))) is not None:
+                magic.add(offset)
+    if len(state) == 1 and not magic:
+        yield FieldClaim("Vdbe.eVdbeState", state.pop(), 1)
+    if len(magic) == 1 and not state:
+        at = magic.pop()
+        yield FieldClaim("Vdbe.magic", at, 4)
+        rest = set(loaded_fields(trace, (4,))) - {at}
+        if len(rest) == 1:
+            yield FieldClaim("Vdbe.pc", rest.pop(), 4)
+
+
+def _chain(value: Linear) -> tuple[int, ...] | None:
+    """Return the offsets along `*(*(*(argument 0 + a) + b) + c)` as (a, b, c), None for anything else."""
+    offsets = []
+    while value.single is not None:
+        term = value.single
+        if term == OBJECT:
+            return tuple(reversed(offsets))
+        if not isinstance(term, Load) or term.size != 8 or len(term.address.terms) != 1:
+            return None
+        offsets.append(term.address.constant)
+        value = Linear(0, term.address.terms)
+    return None
+
+
+def filename_claims(trace: Trace) -> Iterator[FieldClaim]:
+    """Yield the way from a connection to its file: `db->aDb[0].pBt->pBt->pPager->zFilename`."""
+    chains = {c for c in map(_chain, trace.returns) if c is not None and len(c) == len(_FILENAME_CHAIN)}
+    if len(chains) == 1:
+        for name, offset in zip(_FILENAME_CHAIN, chains.pop(), strict=True):
+            yield FieldClaim(name, offset, 8)
+
+
+def _deepening(executor: Executor, function: int, deepest: int, budget: int = 4000) -> Iterator[Trace]:
+    for depth in range(deepest + 1):
+        yield executor.run(function, depth=depth, budget=budget, max_paths=400)
+
+
+def accessor_claims(executor: Executor, functions: Mapping[str, int], release: int) -> Iterator[FieldClaim]:
+    """Yield all that the accessors among `functions` tell; each field may be claimed several times."""
+    returned = _RETURNED
+    if "sqlite3_changes64" not in functions:
+        returned += _BEFORE_CHANGES64
+    for function, field, sizes in returned:
+        if function in functions:
+            for trace in _deepening(executor, functions[function], 2):
+                found = returned_field(trace, sizes)
+                if found is not None:
+                    yield FieldClaim(field, *found)
+                    break
+    if "sqlite3_stmt_status" in functions:
+        for trace in _deepening(executor, functions["sqlite3_stmt_status"], 1):
+            counters = counters_offset(trace)
+            if counters is not None:
+                yield FieldClaim("Vdbe.aCounter", counters, 4)
+                break
+    if "sqlite3_value_type" in functions and release >= _VALUE_TYPE_READS_FLAGS:
+        flags = loaded_fields(executor.run(functions["sqlite3_value_type"]), (1, 2, 4))
+        if len(flags) == 1:
+            yield FieldClaim("Mem.flags", next(iter(flags)), None)
+    for function, reader, deepest in (
+        ("sqlite3_bind_null", unbind_claims, 2),
+        ("sqlite3_stmt_busy", running_claims, 1),
+        ("sqlite3_db_filename", filename_claims, 4),
+    ):
+        if function in functions:
+            for trace in _deepening(executor, functions[function], deepest, 6000):
+                claims = list(reader(trace))
+                if claims:
+                    yield from claims
+                    break

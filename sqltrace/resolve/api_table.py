@@ -1,0 +1,126 @@
+"""Rung 2: the table of all public functions that SQLite hands to loadable extensions.
+
+`sqlite3_api_routines` (sqlite3ext.h, filled in by loadext.c) is one constant array of pointers to some 270
+functions in an order that never changes.  Almost every static build holds it; SQLITE_OMIT_LOAD_EXTENSION
+leaves it out.
+
+The anchor is sqlite3_libversion_number: a function of the form `return 3050004`.  Around each pointer to
+such a function stands a candidate; it counts if everything fits: only null or code pointers in a long run, and
+a sqlite3_libversion (or sqlite3_sourceid) that returns a text of the same release.  The run of code pointers
+goes on behind the table, so that the release decides how many of them belong to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sqltrace.errors import AmbiguousResolutionError
+from sqltrace.resolve.api_slots import LIBVERSION_NUMBER, SLOTS, slot_count
+from sqltrace.resolve.elf import Bytes, Elf, Words
+from sqltrace.resolve.symbolic import Executor
+
+_LEAST_RUN: Final = 150
+_LEAST_FUNCTIONS: Final = 100
+"""The oldest table that matters (3.7.16) has 192 members; options null at most a few dozen."""
+
+_SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiTable:
+    """The table: where it is, of which release, and where each function that is not null starts."""
+
+    address: int
+    release: int
+    source_id: str | None
+    functions: Mapping[str, int]
+
+
+def version_text(release: int) -> str:
+    """Return 3.50.4 for 3050004."""
+    return f"{release // 1000000}.{release // 1000 % 1000}.{release % 1000}"
+
+
+def _constant_returned(elf: Elf, pointers: Words) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """For each pointer: does it lead to `mov eax, N; ...`, and N.  Looks past endbr64 and a frame pointer."""
+    code = np.zeros((len(pointers), 24), np.uint8)
+    for segment in elf.code:
+        here = (pointers >= segment.address) & (pointers + np.uint64(24) <= np.uint64(segment.end))
+        offset = pointers[here].astype(np.int64) - segment.address + segment.offset
+        code[here] = elf.array[offset[:, None] + np.arange(24)]
+    row = np.arange(len(pointers))
+    at = np.where((code[:, :4] == (0xF3, 0x0F, 0x1E, 0xFA)).all(axis=1), 4, 0)  # endbr64
+    push = (code[row, at] == 0x55) & (code[row, at + 1] == 0x48)  # push rbp; mov rbp, rsp in either encoding
+    push &= ((code[row, at + 2] == 0x89) & (code[row, at + 3] == 0xE5)) | (
+        (code[row, at + 2] == 0x8B) & (code[row, at + 3] == 0xEC)
+    )
+    at = np.where(push, at + 4, at)
+    value = np.zeros(len(pointers), np.int64)
+    for i in range(4):
+        value |= code[row, at + 1 + i].astype(np.int64) << (8 * i)
+    return code[row, at] == 0xB8, value
+
+
+def _candidates(elf: Elf) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield (address, release, pointers) of each run of pointers that may be the table."""
+    low = min(s.address for s in elf.code)
+    high = max(s.end for s in elf.code)
+    for table in elf.pointers:
+        words = table.words
+        is_code = (words >= np.uint64(low)) & (words < np.uint64(high))
+        index = np.flatnonzero(is_code)
+        index = index[(index > LIBVERSION_NUMBER) & (index < len(words) - _LEAST_FUNCTIONS)]
+        index = index[is_code[index - 1] & is_code[index + 1]]
+        constant, value = _constant_returned(elf, words[index])
+        # 3.MM.PP: without the limits on both parts other constants pass by the hundred.
+        fits = constant & (value // 1000000 == 3) & (value // 1000 % 1000 < 100) & (value % 1000 < 100)
+        for i in np.flatnonzero(fits).tolist():
+            start = int(index[i]) - LIBVERSION_NUMBER
+            run = words[start : start + len(SLOTS)]
+            member = is_code[start : start + len(SLOTS)] | (run == 0)
+            stop = int(np.argmin(member)) if not member.all() else len(member)
+            count = min(stop, slot_count(int(value[i])))
+            if stop >= _LEAST_RUN and int((run[:count] != 0).sum()) >= _LEAST_FUNCTIONS:
+                if count < slot_count(int(value[i])) and stop < len(run):
+                    continue  # a table of that release is longer
+                yield table.address + 8 * start, int(value[i]), run[:count].tolist()
+
+
+def _text_returned(elf: Elf, executor: Executor, function: int) -> str | None:
+    """Return the string that a function without arguments always returns."""
+    texts = set()
+    for value in executor.run(function).returns:
+        text = elf.cstring(value.constant, 128) if value.is_constant else None
+        texts.add(text)
+    only = texts.pop() if len(texts) == 1 else None
+    return only.decode("latin-1") if only is not None else None
+
+
+def find_api_table(elf: Elf, executor: Executor) -> ApiTable | None:
+    """Return the file's table, None when it holds none.  Raises AmbiguousResolutionError when it holds several."""
+    found: list[ApiTable] = []
+    for address, release, pointers in _candidates(elf):
+        functions = {f"sqlite3_{name}": p for name, p in zip(SLOTS, pointers, strict=False) if p}
+        if not all(map(elf.is_code, functions.values())):
+            continue
+        version = _text_returned(elf, executor, functions.get("sqlite3_libversion", 0))
+        source_id = None
+        if "sqlite3_sourceid" in functions:
+            source_id = _text_returned(elf, executor, functions["sqlite3_sourceid"])
+        if source_id is not None and not _SOURCE_ID.match(source_id.encode("latin-1")):
+            source_id = None
+        known = version == version_text(release) if version is not None else source_id is not None
+        if known:
+            found.append(ApiTable(address, release, source_id, functions))
+    if len({t.functions.get("sqlite3_step") for t in found}) > 1:
+        sides = ", ".join(f"SQLite {version_text(t.release)} with its table at {t.address:#x}" for t in found)
+        raise AmbiguousResolutionError(f"{elf.path} holds more than one SQLite: {sides}")
+    return found[0] if found else None
+
+
+__all__ = ["ApiTable", "Bytes", "find_api_table", "version_text"]

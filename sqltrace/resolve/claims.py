@@ -1,0 +1,89 @@
+"""Claims about one file, each with its evidence, and the rule that all of them must agree.
+
+A wrong address or offset is worse than none: two rungs of the ladder that say different things about one
+function or field end the resolution with both sides named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqltrace.errors import AmbiguousResolutionError
+from sqltrace.resolution import Evidence, Field, Function
+
+
+@dataclass(frozen=True, slots=True)
+class FieldClaim:
+    """A member lies at `offset`; `size` is None where this evidence does not tell the width."""
+
+    name: str
+    offset: int
+    size: int | None
+
+
+class Claims:
+    """Collects what the rungs say; `add_*` raises AmbiguousResolutionError on the first contradiction."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._functions: dict[str, dict[Evidence, int]] = {}
+        self._fields: dict[str, dict[Evidence, FieldClaim]] = {}
+
+    def add_function(self, name: str, address: int, evidence: Evidence) -> None:
+        """Note that `evidence` has the function `name` at `address`."""
+        known = self._functions.setdefault(name, {})
+        if any(other != address for other in known.values()) and Evidence.OVERRIDE not in known:
+            sides = ", ".join(f"{e} says {a:#x}" for e, a in [*known.items(), (evidence, address)])
+            raise AmbiguousResolutionError(f"{self._path}: the evidence for {name} disagrees: {sides}")
+        known.setdefault(evidence, address)
+
+    def add_field(self, claim: FieldClaim, evidence: Evidence) -> None:
+        """Note that `evidence` has a field at an offset."""
+        known = self._fields.setdefault(claim.name, {})
+        if Evidence.OVERRIDE not in known:
+            for other in known.values():
+                if other.offset != claim.offset or (other.size and claim.size and other.size != claim.size):
+                    sides = ", ".join(_side(e, c) for e, c in [*known.items(), (evidence, claim)])
+                    raise AmbiguousResolutionError(f"{self._path}: the evidence for {claim.name} disagrees: {sides}")
+        known.setdefault(evidence, claim)
+
+    def function(self, name: str) -> int | None:
+        """Return the address of a function, None when nothing claims it."""
+        known = self._functions.get(name)
+        return next(iter(known.values())) if known else None
+
+    def field(self, name: str) -> FieldClaim | None:
+        """Return a field, with a size where any evidence has one."""
+        known = self._fields.get(name)
+        if not known:
+            return None
+        first = next(iter(known.values()))
+        return FieldClaim(name, first.offset, next((c.size for c in known.values() if c.size), None))
+
+    def functions(self) -> Iterator[tuple[str, Function]]:
+        """Yield each function with its evidence, strongest first."""
+        for name, known in self._functions.items():
+            strongest = _ordered(known)
+            yield name, Function(known[strongest[0]], strongest)
+
+    def fields(self) -> Iterator[tuple[str, Field]]:
+        """Yield each field with its evidence, strongest first; a width that nothing tells is 0."""
+        for name, known in self._fields.items():
+            claim = self.field(name)
+            if claim is not None:
+                yield name, Field(claim.offset, claim.size or 0, _ordered(known))
+
+
+_STRENGTH = tuple(Evidence)
+
+
+def _ordered(known: dict[Evidence, int] | dict[Evidence, FieldClaim]) -> tuple[Evidence, ...]:
+    if Evidence.OVERRIDE in known:
+        return (Evidence.OVERRIDE,)
+    return tuple(sorted(known, key=_STRENGTH.index))
+
+
+def _side(evidence: Evidence, claim: FieldClaim) -> str:
+    width = f" ({claim.size} bytes)" if claim.size else ""
+    return f"{evidence} says {claim.offset}{width}"

@@ -1,0 +1,50 @@
+"""A `Resolution` as text, for `sqltrace inspect`: aligned columns, one line for each function and field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqltrace.resolution import Resolution
+
+
+def describe(resolution: Resolution) -> str:
+    """Return what is known about a file, several lines without a newline at the end."""
+    facts = [
+        ("file", _visible(resolution.path)),
+        ("format", f"{resolution.format} {resolution.arch}"),
+        ("build-id", resolution.build_id or "none"),
+        ("SQLite", resolution.sqlite_version or "unknown release"),
+        ("source id", _visible(resolution.source_id or "unknown")),
+    ]
+    functions = [
+        (name, f"{f.address:#x}", ", ".join(f.evidence))
+        for name, f in sorted(resolution.functions.items(), key=lambda item: item[1].address)
+    ]
+    fields = [
+        (name, f"{f.offset:#x}" if name == "MEM_Zero" else str(f.offset), str(f.size or ""), ", ".join(f.evidence))
+        for name, f in sorted(resolution.layout.items())
+    ]
+    parts = [
+        _columns(facts),
+        _columns([("FUNCTION", "ADDRESS", "EVIDENCE"), *functions], right=(1,)),
+        _columns([("FIELD", "OFFSET", "BYTES", "EVIDENCE"), *fields], right=(1, 2)),
+    ]
+    if resolution.features_off:
+        parts.append(_columns([("OFF", "REASON"), *((f.feature, f.reason) for f in resolution.features_off)]))
+    return "\n\n".join(parts)
+
+
+def _columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _visible(text: str) -> str:
+    """Return the text without control characters: a path is another user's, the terminal is ours."""
+    return "".join(c if c.isprintable() else "�" for c in text)

@@ -1,0 +1,52 @@
+"""The options a SQLite was compiled with, as the binary itself lists them.
+
+`sqlite3azCompileOpt` (ctime.c) is an array of pointers to texts such as "THREADSAFE=1", in alphabetical order;
+THREADSAFE is always among them.  SQLITE_OMIT_COMPILEOPTION_DIAGS leaves the array out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import numpy as np
+
+from sqltrace.resolve.elf import Elf, PointerTable
+
+_ANCHORS: Final = tuple(b"\0THREADSAFE=%d\0" % n for n in (0, 1, 2))
+_OPTION: Final = re.compile(r"[A-Z0-9_]{3,}(=.*)?")
+_MOST: Final = 500
+
+
+def _option_at(elf: Elf, table: PointerTable, index: int) -> str | None:
+    if not 0 <= index < len(table.words):
+        return None
+    text = elf.cstring(int(table.words[index]), 100)
+    decoded = text.decode("latin-1") if text else ""
+    return decoded if _OPTION.fullmatch(decoded) else None
+
+
+def compile_options(elf: Elf) -> frozenset[str] | None:
+    """Return the options, as in {"OMIT_TRACE", "THREADSAFE=1"}; None when the file has no (or no single) list."""
+    lists = set()
+    for anchor in _ANCHORS:
+        at = elf.data.find(anchor)
+        while at >= 0:
+            address = elf.address_of(at + 1)
+            at = elf.data.find(anchor, at + 1)
+            if address is None:
+                continue
+            for table in elf.pointers:
+                for index in np.flatnonzero(table.words == np.uint64(address)).tolist():
+                    lists.add(_around(elf, table, index))
+    return lists.pop() if len(lists) == 1 else None
+
+
+def _around(elf: Elf, table: PointerTable, index: int) -> frozenset[str]:
+    found = set()
+    for step in (-1, 1):
+        i = index
+        while (option := _option_at(elf, table, i)) is not None and len(found) < _MOST:
+            found.add(option)
+            i += step
+    return frozenset(found)

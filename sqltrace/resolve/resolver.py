@@ -1,0 +1,170 @@
+"""The ladder: asks each rung, adds up what they claim, and says what is missing.
+
+Rungs, strongest first: symbol tables, the API table, strings and call graph, accessors, the catalogue.  A file
+is asked first whether it holds a source id at all, which every SQLite does since 3.6.18 (sqlite3ReportError
+prints it): that rejects other libraries in milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
+from sqltrace.resolution import Evidence, Field, Resolution
+from sqltrace.resolve.accessors import accessor_claims
+from sqltrace.resolve.api_table import ApiTable, find_api_table, version_text
+from sqltrace.resolve.catalogue import catalogue_claims
+from sqltrace.resolve.claims import Claims, FieldClaim
+from sqltrace.resolve.elf import Elf, open_image
+from sqltrace.resolve.features import features_off
+from sqltrace.resolve.options import compile_options
+from sqltrace.resolve.releases import release_of
+from sqltrace.resolve.symbolic import Executor
+from sqltrace.resolve.symbols import symbols
+from sqltrace.resolve.x86_64 import X86_64
+
+_SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{36}(?:[0-9a-f]{24})?[0-9a-z]{4}\b")
+_VERSION: Final = re.compile(rb"(?<=\0)3\.(\d{1,2})\.(\d{1,2})(?=\0)")
+
+PREPARE_FAMILY: Final = tuple(f"sqlite3_prepare{wide}{v}" for wide in ("", "16") for v in ("", "_v2", "_v3"))
+REQUIRED_FUNCTIONS: Final = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
+HOOKED: Final = (*REQUIRED_FUNCTIONS, *PREPARE_FAMILY)
+REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
+_WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite3.nTotalChange")
+"""Fields that hooks read 2, 4 or 8 bytes wide: without the width they are of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the user says; it wins over everything that is found."""
+
+    functions: Mapping[str, int] = field(default_factory=dict)
+    layout: Mapping[str, Field] = field(default_factory=dict)
+
+
+def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Resolution:
+    """Find SQLite's functions and struct members in an ELF file.
+
+    Raises NotAnImageError (no readable x86-64 ELF file), NoSQLiteError, ResolutionError (something without which
+    nothing works was not found) and AmbiguousResolutionError (evidence disagrees).
+    """
+    return resolve_image(Elf(open_image(path), os.fspath(path)), overrides=overrides)
+
+
+def resolve_image(elf: Elf, *, overrides: Overrides | None = None) -> Resolution:
+    """Like `resolve`, for a file that is open already."""
+    return _Ladder(elf, overrides or Overrides()).climb()
+
+
+def source_ids(elf: Elf) -> set[str]:
+    """Return the texts in the file's loaded part that look like SQLite's source id."""
+    return {
+        match.group().decode() for match in _SOURCE_ID.finditer(elf.data) if elf.address_of(match.start()) is not None
+    }
+
+
+class _Ladder:
+    """One resolution."""
+
+    def __init__(self, elf: Elf, overrides: Overrides) -> None:
+        self._elf = elf
+        self._overrides = overrides
+        self._claims = Claims(elf.path)
+        self._executor = Executor(elf, X86_64(elf))
+
+    def climb(self) -> Resolution:
+        elf, claims = self._elf, self._claims
+        ids = source_ids(elf)
+        if not ids and not self._overrides.functions:
+            raise NoSQLiteError(f"{elf.path} holds no SQLite")
+        for name, address in self._overrides.functions.items():
+            claims.add_function(name, address, Evidence.OVERRIDE)
+        for name, given in self._overrides.layout.items():
+            claims.add_field(FieldClaim(name, given.offset, given.size or None), Evidence.OVERRIDE)
+
+        named = symbols(elf)
+        table = find_api_table(elf, self._executor)
+        functions = self._named_functions(named, table)
+        source_id = self._source_id(table, ids)
+        release = self._release(table, functions, source_id)
+        for claim in accessor_claims(self._executor, functions, release or 0):
+            claims.add_field(claim, Evidence.ACCESSOR)
+        if release is not None:
+            modified = source_id is None or not re.fullmatch("[0-9a-f]*", source_id[20:])
+            known = {n: c for n in _field_names(claims) if (c := claims.field(n)) is not None}
+            for claim in catalogue_claims(release, compile_options(elf), known, modified=modified):
+                claims.add_field(claim, Evidence.CATALOGUE)
+        return self._result(release, source_id)
+
+    def _named_functions(self, named: Mapping[str, int], table: ApiTable | None) -> dict[str, int]:
+        """Claim what the first two rungs found; return every function they know."""
+        functions = dict(named)
+        for found, evidence in ((named, Evidence.SYMBOL), (table.functions if table else {}, Evidence.API_TABLE)):
+            for name, address in found.items():
+                functions.setdefault(name, address)
+                if name in HOOKED:
+                    self._claims.add_function(name, address, evidence)
+        return functions
+
+    def _source_id(self, table: ApiTable | None, ids: set[str]) -> str | None:
+        if table is not None and table.source_id is not None:
+            return table.source_id
+        return next(iter(ids)) if len(ids) == 1 else None
+
+    def _release(self, table: ApiTable | None, functions: Mapping[str, int], source_id: str | None) -> int | None:
+        """Return the release as in 3050004: from the table, sqlite3_libversion_number, the source id or its text."""
+        if table is not None:
+            return table.release
+        if "sqlite3_libversion_number" in functions:
+            returns = set(self._executor.run(functions["sqlite3_libversion_number"]).returns)
+            if len(returns) == 1 and (value := returns.pop()).is_constant:
+                return value.constant
+        release = release_of(source_id) if source_id is not None else None
+        if release is None:
+            texts = {m.groups() for m in _VERSION.finditer(self._elf.data)}
+            if len(texts) == 1:
+                minor, patch = texts.pop()
+                return 3000000 + 1000 * int(minor) + int(patch)
+        return release
+
+    def _result(self, release: int | None, source_id: str | None) -> Resolution:
+        elf = self._elf
+        functions = dict(sorted(self._claims.functions(), key=lambda item: HOOKED.index(item[0])))
+        layout = {n: f for n, f in self._claims.fields() if f.size or n not in _WIDTH_MATTERS}
+        missing = [n for n in REQUIRED_FUNCTIONS if n not in functions]
+        missing += [n for n in REQUIRED_FIELDS if n not in layout]
+        if missing:
+            raise ResolutionError(
+                f"{elf.path} holds SQLite{' ' + version_text(release) if release else ''}, "
+                f"but {' and '.join(missing)} could not be found; --offset and --layout can say where they are"
+            )
+        for name, function in functions.items():
+            self._check_start(name, function.address)
+        return Resolution(
+            path=elf.path,
+            format=elf.format,
+            arch=elf.arch,
+            build_id=elf.build_id,
+            sqlite_version=version_text(release) if release else None,
+            source_id=source_id,
+            functions=functions,
+            layout=dict(sorted(layout.items())),
+            features_off=tuple(features_off(functions, layout, PREPARE_FAMILY)),
+        )
+
+    def _check_start(self, name: str, address: int) -> None:
+        """Raise ResolutionError unless a function can start here."""
+        if not self._elf.is_code(address):
+            raise ResolutionError(f"{self._elf.path}: {name} at {address:#x} would not lie in executable code")
+        if self._elf.contradicts_start(address):
+            raise AmbiguousResolutionError(
+                f"{self._elf.path}: {name} should start at {address:#x}, but unwind data has that in mid-function"
+            )
+
+
+def _field_names(claims: Claims) -> list[str]:
+    return [name for name, _ in claims.fields()]

@@ -1,0 +1,116 @@
+"""Rung 1: symbol tables.
+
+.dynsym is there in every shared library that exports SQLite; .symtab where nobody ran strip; Fedora keeps a
+compressed .symtab in .gnu_debugdata (GDB manual, "MiniDebugInfo"); distributions keep separate debug files
+under /usr/lib/debug/.build-id (GDB manual, "Debugging Information in Separate Files").
+Some programs rename SQLite: Chromium exports chrome_sqlite3_step, Expo exsqlite3_step.
+
+Only definitions count: a program that merely calls sqlite3_step has an undefined symbol of that name.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sqltrace.errors import AmbiguousResolutionError, NotAnImageError
+from sqltrace.resolve.elf import SYMBOL, Elf, open_image
+
+_NAME: Final = re.compile(rb"(?<=\0)([A-Za-z0-9_.]{0,40}?)(sqlite3[A-Za-z0-9_]{1,60})(?=[\0@])")
+_STT_FUNC: Final = 2
+_DEBUG_FILES: Final = Path("/usr/lib/debug/.build-id")
+_MINI_DEBUG_LIMIT: Final = 256 << 20
+
+_LEAST_API: Final = 40
+"""So many public functions under one prefix are SQLite itself; a wrapper renames a few."""
+
+
+def _tables(elf: Elf) -> Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.void]], bytes]]:
+    """Yield the symbols and the names of each symbol table of this file, the names with a zero in front."""
+    titles = list(elf.sections)
+    sections = list(elf.sections.values())
+    for symbols, strings in ((".dynsym", ".dynstr"), (".symtab", ".strtab")):
+        if symbols in titles and strings in titles:
+            table, names = elf.sections[symbols], elf.sections[strings]
+            if table.kind == 8 or names.kind == 8:
+                continue
+            entries = np.frombuffer(elf.data, SYMBOL, table.size // SYMBOL.itemsize, table.offset)
+            yield entries, b"\0" + bytes(elf.data[names.offset : names.offset + names.size])
+    if not sections and 5 in elf.dynamic and 6 in elf.dynamic:
+        # sstrip removes the section headers; linkers put .dynstr right behind .dynsym.
+        size = elf.dynamic[5] - elf.dynamic[6]
+        if 0 < size < elf.size:
+            strings_size = min(max(elf.dynamic.get(10, 0), 0), elf.size)
+            yield elf.table_at(elf.dynamic[6], SYMBOL, size), b"\0" + elf.read(elf.dynamic[5], strings_size)
+
+
+def _defined_in(elf: Elf) -> dict[str, set[int]]:
+    """Return each defined function with `sqlite3` in its name and the addresses that go by it."""
+    found: dict[str, set[int]] = {}
+    for entries, names in _tables(elf):
+        # A linker may let one name be the tail of another: chrome_sqlite3_step, sqlite3_step.
+        at: dict[int, str] = {}
+        for match in _NAME.finditer(names):
+            at[match.start(1) - 1] = match.group().decode()
+            at[match.start(2) - 1] = match.group(2).decode()
+        if not at:
+            continue
+        wanted = (entries["section"] != 0) & (entries["info"] & 15 == _STT_FUNC) & (entries["value"] != 0)
+        wanted &= np.isin(entries["name"], np.fromiter(at, np.uint32, len(at)))
+        for entry in entries[wanted].tolist():
+            found.setdefault(at[entry[0]], set()).add(entry[4])
+    return found
+
+
+def _companions(elf: Elf) -> Iterator[Elf]:
+    """Yield the file's symbols-only copies: MiniDebugInfo and the debug file with the same build-id."""
+    section = elf.sections.get(".gnu_debugdata")
+    if section is not None and section.kind != 8:
+        decompressor = lzma.LZMADecompressor()
+        try:
+            data = decompressor.decompress(
+                bytes(elf.data[section.offset : section.offset + section.size]), _MINI_DEBUG_LIMIT
+            )
+            yield Elf(data, elf.path)
+        except (lzma.LZMAError, NotAnImageError, EOFError):
+            pass
+    if elf.build_id is not None:
+        path = _DEBUG_FILES / elf.build_id[:2] / f"{elf.build_id[2:]}.debug"
+        try:
+            companion = Elf(open_image(path), str(path))
+        except NotAnImageError:
+            return
+        if companion.build_id == elf.build_id:
+            yield companion
+
+
+def symbols(elf: Elf) -> Mapping[str, int]:
+    """Return SQLite's functions that a symbol table names, under SQLite's own names, internal ones included.
+
+    Empty where there is no SQLite in the tables.  Raises AmbiguousResolutionError when they hold two of them.
+    """
+    found = _defined_in(elf)
+    for companion in _companions(elf):
+        for name, addresses in _defined_in(companion).items():
+            found.setdefault(name, set()).update(addresses)
+    prefixes = {name.removesuffix("sqlite3_step") for name in found if name.endswith("sqlite3_step")}
+    complete = {}
+    for prefix in sorted(prefixes):
+        own = {name.removeprefix(prefix): a for name, a in found.items() if name.startswith(prefix + "sqlite3")}
+        if sum(name.startswith("sqlite3_") for name in own) >= _LEAST_API:
+            complete[prefix] = own
+    places = {tuple(sorted(own["sqlite3_step"])): prefix for prefix, own in complete.items()}
+    if len(places) > 1 or any(len(place) > 1 for place in places):
+        sides = ", ".join(
+            f"{prefix}sqlite3_step at {address:#x}"
+            for prefix, own in complete.items()
+            for address in sorted(own["sqlite3_step"])
+        )
+        raise AmbiguousResolutionError(f"{elf.path} holds more than one SQLite: {sides}")
+    # Static functions of other files may share an internal name; such a name says nothing.
+    return {name: next(iter(a)) for own in complete.values() for name, a in own.items() if len(a) == 1}
