@@ -1,0 +1,128 @@
+"""A child that waits before exec, so that probes can be in place before the command's first instruction.
+
+The child is forked, gets the signal dispositions that the command shall have, and waits on a pipe; `release`
+lets it call exec.  Until then its pid can be put into filters, or ptrace can be told to stop it at exec.
+Nothing of ours shows in the command: it keeps our terminal, process group, stdio, working directory, environment
+and inherited descriptors (our own are all close-on-exec, PEP 446).  Python ignores SIGPIPE and SIGXFSZ, which the
+command must not inherit; a signal for which we have a handler falls back to its default at exec by itself.
+
+What exec says comes back through a second pipe, close-on-exec: its end without a byte is success (the idea is
+CPython's, Modules/_posixsubprocess.c).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import struct
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sqltrace.backends.launch.command import exec_error, find_command
+
+_GO = b"x"
+_ERRNO = struct.Struct("<i")
+_ABANDONED = 125  # nobody sees this exit status but ourselves
+
+
+class HeldChild:
+    """The command between fork and exec.
+
+    Raises CommandNotFoundError or CommandNotExecutableError before anything is forked, where that is known.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.argv = tuple(argv)
+        self.path = find_command(argv[0])
+        """What is given to exec."""
+        self._status: int | None = None
+        go, self._go = os.pipe()
+        self._failure, failure = os.pipe()
+        # A signal between fork and exec would run our Python handlers in the child.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                os.close(self._go)
+                os.close(self._failure)
+                signal_defaults(mask)
+                _exec_when_told(self.path, self.argv, go, failure)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(go)
+        os.close(failure)
+        self.pidfd = os.pidfd_open(self.pid)
+        """Becomes readable when the command has ended."""
+
+    def release(self) -> None:
+        """Let it exec.  Returns once it has; raises the command errors when that fails."""
+        os.write(self._gate, b".")
+        os.close(self._gate)
+        # Closed by exec itself, so that the end of the file is good news.
+        code = os.read(self._failure, 1)
+        os.close(self._failure)
+        if code:
+            os.waitpid(self.pid, 0)
+            raise exec_failure(self.path, code[0])
+
+    def abandon(self) -> None:
+        """Kill the child, whether or not it has called exec, and reap it."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        self.close()
+
+    def poll(self) -> int | None:
+        """Return the wait status once the child has ended, else None."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = status
+        return self._status
+
+    def wait(self) -> int:
+        """Wait for the child's end and return its wait status."""
+        while self.poll() is None:
+            select.select([self.pidfd], [], [])
+        status = self.poll()
+        assert status is not None  # noqa: S101  the loop ended
+        return status
+
+    def close(self) -> None:
+        """Give back the descriptors; the child goes on.  A child that was never released ends."""
+        for name in ("_go", "_failure", "pidfd"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                os.close(fd)
+            setattr(self, name, -1)
+
+
+def signal_defaults(mask: set[signal.Signals] | set[int | signal.Signals]) -> None:
+    """Give this process, a fresh fork with all signals blocked, the dispositions and the mask of a new program."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _exec_when_told(path: str, argv: tuple[str, ...], go: int, failure: int) -> NoReturn:
+    """Be the child: never returns into the caller's stack, whatever happens."""
+    try:
+        if os.read(go, 1) != _GO:
+            os._exit(_ABANDONED)
+        try:
+            os.execv(path, argv)  # noqa: S606  a tracer starts what it is told to
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            # A script without a #! line: execvp hands it to the shell, and so do we.
+            os.execv("/bin/sh", ("sh", path, *argv[1:]))  # noqa: S606  as above
+    except OSError as error:
+        os.write(failure, _ERRNO.pack(error.errno or errno.EINVAL))
+    finally:
+        os._exit(_ABANDONED)
