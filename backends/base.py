@@ -103,6 +103,9 @@ class Trace(Protocol):
     def status(self) -> int | None:
         """Wait status of the command once it has ended."""
 
+    def wait(self) -> int | None:
+        """Wait for the command to end, whether observed or not any more; return its wait status."""
+
     def drain(self, timeout: float) -> Sequence[Item]:
         """Return what came in, waiting up to `timeout` seconds for the first; bounded work per call."""
 

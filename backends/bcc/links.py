@@ -95,7 +95,8 @@ def attach_single(program: Program, path: str, offset: int, cookie: int) -> tupl
         )
         try:
             link = _bpf(
-                _BPF_LINK_CREATE, struct.pack("<IIIIQ", program.fd, event, _BPF_PERF_EVENT, 0, cookie).ljust(64, b"\0")
+                _BPF_LINK_CREATE,
+                struct.pack("<IIIIQ", program.fd, event, _BPF_PERF_EVENT, 0, cookie).ljust(64, b"\0"),
             )
         except OSError:
             os.close(event)

@@ -59,14 +59,16 @@ class HeldChild:
 
     def release(self) -> None:
         """Let it exec.  Returns once it has; raises the command errors when that fails."""
-        os.write(self._gate, b".")
-        os.close(self._gate)
+        os.write(self._go, _GO)
+        os.close(self._go)
+        self._go = -1
         # Closed by exec itself, so that the end of the file is good news.
-        code = os.read(self._failure, 1)
+        report = os.read(self._failure, _ERRNO.size)
         os.close(self._failure)
-        if code:
-            os.waitpid(self.pid, 0)
-            raise exec_failure(self.path, code[0])
+        self._failure = -1
+        if report:
+            self.wait()
+            raise exec_error(self.argv[0], _ERRNO.unpack(report)[0])
 
     def abandon(self) -> None:
         """Kill the child, whether or not it has called exec, and reap it."""

@@ -107,6 +107,7 @@ class Text:
 
     pid: int
     text_id: int
+    stmt: int
     conn: int
     flags: int
     offset: int
@@ -172,10 +173,10 @@ def parse_one(data: memoryview | bytes) -> Record:
     if kind == RecordType.STATEMENT:
         return np.frombuffer(bytes(data[: STATEMENT.itemsize]), dtype=STATEMENT)
     if kind == RecordType.TEXT:
-        _, _, _, pid, _, text_id, _, conn, offset, length, _ = _TEXT.unpack_from(data)
+        _, _, _, pid, _, text_id, stmt, conn, offset, length, _ = _TEXT.unpack_from(data)
         if _TEXT.size + length > size:
             raise MalformedRecordError(f"a text of {length} bytes does not fit a record of {size}")
-        return Text(pid, text_id, conn, flags, offset, bytes(data[_TEXT.size : _TEXT.size + length]))
+        return Text(pid, text_id, stmt, conn, flags, offset, bytes(data[_TEXT.size : _TEXT.size + length]))
     if kind == RecordType.DATABASE:
         _, _, _, pid, _, text_id, conn, length, _ = _DATABASE.unpack_from(data)
         if _DATABASE.size + length > size:

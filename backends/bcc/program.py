@@ -1,0 +1,224 @@
+"""The BPF object: compiled once, serving every binary; its maps and its links.
+
+bcc compiles bpf/probes.c with the nine-file shim in bpf/shim instead of kernel headers, which are rarely installed
+and not needed: no program reads a kernel struct but `task_struct`, and that one through BTF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sqltrace.bpf
+from sqltrace.backends.bcc import links
+from sqltrace.backends.bcc.kernel_btf import task_struct_offsets
+from sqltrace.errors import BackendError, BackendUnavailableError
+from sqltrace.events.wire import INCOMPLETE, NO_COUNTERS, STATEMENT, End, RecordType, StatementBatch
+
+_SOURCES = Path(sqltrace.bpf.__file__).parent
+_PAGE = 4096
+_MAX_LAYOUTS = 256
+
+COUNTS = (
+    "hits",
+    ("statement", "ring_full"),
+    ("text", "ring_full"),
+    ("database", "ring_full"),
+    ("process", "ring_full"),
+    ("mapping", "ring_full"),
+    ("statement", "too_many_threads"),
+    ("statement", "too_many_statements"),
+    ("statement", "too_deep"),
+)
+"""The members of `counts` in probes.c: executions seen to end, then (record type, reason) of what was lost."""
+
+_TAILS = ("bound_walk", "long_text")
+_RAW_TRACEPOINTS = ("sched_process_fork", "sched_process_exec", "sched_process_exit")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOffsets:
+    """File offsets of the three functions in one file."""
+
+    step: int
+    reset: int
+    finalize: int
+
+
+class ProbeObject:
+    """The loaded BPF object."""
+
+    def __init__(self, ring_bytes: int) -> None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(_SOURCES / "shim")
+        try:
+            from bcc import BPF  # noqa: PLC0415 - takes 0.1 s and may be missing
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"Python cannot import bcc ({error}). Install Debian's python3-bpfcc, or use --backend frida."
+            ) from error
+        task = task_struct_offsets()
+        flags = [
+            f"-I{_SOURCES}",
+            f"-DRING_PAGES={ring_bytes // _PAGE}",
+            f"-DTASK_PID={task['pid']}",
+            f"-DTASK_TGID={task['tgid']}",
+            f"-DTASK_EXIT_CODE={task['exit_code']}",
+            "-Wno-everything",  # bcc's own headers warn on every compile
+        ]
+        try:
+            self._bpf = BPF(text=(_SOURCES / "probes.c").read_text(encoding="utf-8"), cflags=flags)
+            self._kind = BPF.KPROBE
+            self._multi = self._load("step_entry", multi=True)
+            if not self._multi and not self._load("step_entry", multi=False):
+                raise BackendError("the kernel refuses the BPF programs. Use --backend frida.")
+            for name in (*_TAILS, "step_return", "reset_entry", "finalize_entry", "loader_entry"):
+                if not self._load(name, multi=self._multi):
+                    raise BackendError(f"the kernel refuses the BPF program {name}. Use --backend frida.")
+            tails = self._bpf["tails"]
+            for index, name in enumerate(_TAILS):
+                tails[ctypes.c_int(index)] = ctypes.c_int(self._bpf.funcs[name.encode()].fd)
+        except BackendError:
+            raise
+        except Exception as error:  # bcc raises bare Exception, with what the compiler said on stderr
+            raise BackendError(
+                f"bcc cannot load sqltrace's BPF programs: {error}. Use --backend frida."
+            ) from error
+        self._layouts: dict[bytes, int] = {}
+        self._links: list[int] = []
+
+    def _load(self, name: str, *, multi: bool) -> bool:
+        try:
+            self._bpf.load_func(name, self._kind, None, links.BPF_TRACE_UPROBE_MULTI if multi else -1)
+        except Exception:  # bcc raises bare Exception
+            return False
+        return True
+
+    @property
+    def ring_fd(self) -> int:
+        """Descriptor of the ring's map."""
+        return int(self._bpf["records"].map_fd)
+
+    @property
+    def stopped_fd(self) -> int:
+        """Descriptor of the map of processes that we stopped."""
+        return int(self._bpf["stopped"].map_fd)
+
+    def layout_index(self, words: bytes) -> int:
+        """Put a `struct layout` into the map, once; return the cookie for probes of binaries that have it."""
+        index = self._layouts.get(words)
+        if index is None:
+            index = len(self._layouts)
+            if index >= _MAX_LAYOUTS:
+                raise BackendError(
+                    f"more than {_MAX_LAYOUTS} different layouts of SQLite's structs in one session."
+                )
+            table = self._bpf["layouts"]
+            table[ctypes.c_int(index)] = table.Leaf.from_buffer_copy(words)
+            self._layouts[words] = index
+        return index
+
+    def _attach(
+        self, name: str, path: str, offsets: list[int], cookie: int, *, at_return: bool = False
+    ) -> None:
+        program = links.Program(self._bpf.funcs[name.encode()].fd, at_return)
+        if self._multi:
+            self._links.append(links.attach_multi(program, path, offsets, cookie))
+        else:
+            for offset in offsets:
+                self._links.extend(links.attach_single(program, path, offset, cookie))
+
+    def attach(self, path: str, offsets: ProbeOffsets, layout: int) -> None:
+        """Probe one file, in every process that maps it now or later; `followed` decides who is reported."""
+        # The return before the entry: a step that only returns under our eyes is known to be none of ours.
+        self._attach("step_return", path, [offsets.step], layout, at_return=True)
+        self._attach("finalize_entry", path, [offsets.finalize], layout)
+        self._attach("reset_entry", path, [offsets.reset], layout)
+        self._attach("step_entry", path, [offsets.step], layout)
+
+    def attach_loader(self, path: str, offset: int) -> None:
+        """Probe a dynamic loader's debug hook: it is called after each change of the list of libraries."""
+        self._attach("loader_entry", path, [offset], 0)
+
+    def attach_tracepoints(self) -> None:
+        """Follow fork, exec and exit of followed processes."""
+        for name in _RAW_TRACEPOINTS:
+            self._bpf.attach_raw_tracepoint(name, f"raw_tracepoint__{name}")
+
+    def follow(self, pid: int) -> None:
+        """Report what this process does."""
+        table = self._bpf["followed"]
+        table[ctypes.c_uint32(pid)] = table.Leaf(0, 0)
+
+    def unfollow(self, pid: int) -> None:
+        """Stop reporting it."""
+        self._drop("followed", pid)
+
+    def resumed(self, pid: int) -> None:
+        """Note that the process runs again."""
+        self._drop("stopped", pid)
+
+    def _drop(self, table: str, pid: int) -> None:
+        with contextlib.suppress(KeyError):
+            del self._bpf[table][ctypes.c_uint32(pid)]
+
+    def counts(self) -> list[int]:
+        """Return the totals over all CPUs, in the order of COUNTS."""
+        table = self._bpf["counts"]
+        return [sum(table[ctypes.c_int(index)]) for index in range(len(COUNTS))]
+
+    def take_statements(self, pid: int | None, end: End) -> StatementBatch:
+        """Forget the statements of a process (None: of all); return those still running as records."""
+        table = self._bpf["statements"]
+        rows = [
+            _unfinished(key, leaf, end)
+            for key, leaf in _entries(table)
+            if (pid is None or key.tgid == pid) and _forget(table, key) and leaf.running
+        ]
+        return np.concatenate(rows) if rows else np.zeros(0, dtype=STATEMENT)
+
+    def detach(self) -> None:
+        """Remove every probe and tracepoint; the maps stay readable."""
+        while self._links:
+            os.close(self._links.pop())
+        for name in _RAW_TRACEPOINTS:
+            if name.encode() in self._bpf.raw_tracepoint_fds:
+                self._bpf.detach_raw_tracepoint(name)
+
+    def close(self) -> None:
+        """Free the object."""
+        self._bpf.cleanup()
+
+
+def _entries(table: Any) -> Iterator[tuple[Any, Any]]:
+    # A copy of the keys first: deleting while iterating restarts the kernel's walk.
+    for key in list(table.keys()):
+        try:
+            yield key, table[key]
+        except KeyError:
+            continue
+
+
+def _forget(table: Any, key: Any) -> bool:
+    with contextlib.suppress(KeyError):
+        del table[key]
+    return True
+
+
+def _unfinished(key: Any, leaf: Any, end: End) -> StatementBatch:
+    row = np.zeros(1, dtype=STATEMENT)
+    for name in ("begin_ns", "end_ns", "step_ns", "rows", "conn", "text_id", "tid"):
+        row[name] = getattr(leaf, name)
+    row["type"] = RecordType.STATEMENT
+    row["size"] = STATEMENT.itemsize
+    row["flags"] = leaf.flags | end | INCOMPLETE | NO_COUNTERS
+    row["pid"] = key.tgid
+    row["stmt"] = key.stmt
+    row["rc"] = 100
+    return row

@@ -1,0 +1,277 @@
+"""A session of the bcc backend: which processes are followed, which files are probed, what came out of the ring.
+
+A followed process stops by itself, in the kernel, right after exec and whenever its dynamic loader has brought in
+libraries; we look at what is mapped, probe every file that holds SQLite, and let it go on.  So the first statement
+of a library that was loaded a moment ago is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+
+from sqltrace.backends.base import Counts, Ended, Item, Options, Probed, Refused, Resolve, Started
+from sqltrace.backends.bcc.guard import Guard, stopped_pids
+from sqltrace.backends.bcc.program import COUNTS, ProbeObject, ProbeOffsets
+from sqltrace.backends.bcc.ringbuf import RingBuffer
+from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
+from sqltrace.backends.launch.held import HeldChild
+from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files
+from sqltrace.errors import NoSQLiteError, SqltraceError
+from sqltrace.events.wire import End, Mapping, ProcessAction, ProcessChange, layout_words
+from sqltrace.resolution import Resolution
+
+LOADER_HOOK = "_dl_debug_state"
+"""In glibc and musl: an empty function that the loader calls for debuggers (elf/dl-debug.c)."""
+
+_DETACH_PATIENCE = 2.0
+
+
+class BccTrace:
+    """Implements sqltrace.backends.base.Trace."""
+
+    def __init__(self, resolve: Resolve, options: Options) -> None:
+        self._resolve = resolve
+        self._options = options
+        self._object = ProbeObject(options.ring_bytes)
+        self._ring = RingBuffer(self._object.ring_fd, options.ring_bytes)
+        self._guard = Guard(self._object.stopped_fd)
+        self._pids: set[int] = set()
+        self._seen: set[Inode] = set()
+        self._resolutions: dict[Inode, Resolution] = {}
+        self._pending: list[Item] = []
+        self._malformed = 0
+        self._child: HeldChild | None = None
+        self._status: int | None = None
+        self._pidfds: dict[int, int] = {}
+        self._detached = False
+        self._final_counts: list[int] | None = None
+        if options.follow:
+            self._object.attach_tracepoints()
+
+    # -- starting
+
+    def launch(self, argv: Sequence[str]) -> None:
+        """Start the command; it runs up to its first instruction and waits there for `drain`."""
+        child = HeldChild(argv)
+        self._child = child
+        self._adopt(child.pid, parent=os.getpid())
+        if not self._options.follow:
+            self._object.attach_tracepoints()  # the command's own exec has to be seen in any case
+        child.release()
+
+    def join(self, pids: Sequence[int]) -> None:
+        """Probe running processes.  Raises NoSQLiteError when there is no SQLite in any of them."""
+        for pid in pids:
+            self._look_at(pid)
+            self._adopt(pid, parent=0)
+        if not any(isinstance(item, Probed) for item in self._pending):
+            reasons = [item.reason for item in self._pending if isinstance(item, Refused)]
+            if reasons:
+                raise NoSQLiteError(reasons[0])
+            names = ", ".join(f"{pid} ({_comm(pid)})" for pid in pids)
+            raise NoSQLiteError(
+                f"no SQLite in process {names}: none of the files it has mapped holds any. "
+                "If it is loaded later, start the program with sqltrace run."
+            )
+
+    def _adopt(self, pid: int, parent: int) -> None:
+        self._object.follow(pid)
+        self._pids.add(pid)
+        with contextlib.suppress(OSError):
+            self._pidfds[pid] = os.pidfd_open(pid)
+            self._ring.register(self._pidfds[pid])
+        self._pending.append(Started(pid, parent))
+
+    # -- probing
+
+    def _look_at(self, pid: int) -> None:
+        """Probe every file that the process has mapped and that we have not met yet."""
+        self._probe_loader(pid)
+        for mapped in mapped_files(pid):
+            if mapped.inode in self._seen:
+                continue
+            self._seen.add(mapped.inode)
+            try:
+                self._probe(pid, mapped)
+            except SqltraceError as error:
+                self._pending.append(Refused(pid, mapped.name, str(error)))
+
+    def _probe(self, pid: int, mapped: MappedFile) -> None:
+        resolution = self._resolve(mapped.path)
+        if resolution is None:
+            return
+        start = time.perf_counter()
+        elf = ElfFile.read(mapped.path)
+        offsets = ProbeOffsets(
+            *(
+                elf.file_offset(resolution.functions[name].address)
+                for name in ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
+            )
+        )
+        self._object.attach(mapped.path, offsets, self._object.layout_index(layout_words(resolution)))
+        taken = (time.perf_counter() - start) * 1e3
+        self._pending.append(Probed(pid, mapped.name, resolution, round(taken, 3)))
+
+    def _probe_loader(self, pid: int) -> None:
+        try:
+            interpreter = ElfFile.read(f"/proc/{pid}/exe").interpreter
+            if interpreter is None:
+                return
+            path = f"/proc/{pid}/root{interpreter}"
+            info = os.stat(path)
+        except (SqltraceError, OSError):
+            return
+        inode = (info.st_dev, info.st_ino)
+        if inode in self._seen:
+            return
+        self._seen.add(inode)
+        address = dynamic_symbol(path, LOADER_HOOK)
+        if address is None:
+            reason = f"{interpreter} has no {LOADER_HOOK}, so libraries that it loads later are not seen."
+            self._pending.append(Refused(pid, interpreter, reason))
+            return
+        self._object.attach_loader(path, ElfFile.read(path).file_offset(address))
+
+    def _resume(self, pid: int) -> None:
+        self._object.resumed(pid)
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+
+    # -- base.Trace
+
+    @property
+    def child(self) -> int | None:
+        """Pid of the command."""
+        return self._child.pid if self._child else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether any followed process still runs."""
+        return bool(self._pids)
+
+    @property
+    def status(self) -> int | None:
+        """Wait status of the command."""
+        return self._status
+
+    def wait(self) -> int | None:
+        """Wait for the command, which may outlive the observation."""
+        if self._child is not None:
+            self._status = self._child.wait()
+        return self._status
+
+    def drain(self, timeout: float) -> Sequence[Item]:
+        """Return what came in.  Processes that stopped for us are looked at and continued here."""
+        if not self._pending:
+            self._ring.wait(timeout)
+        self._read()
+        self._reap()
+        items, self._pending = self._pending, []
+        return items
+
+    def _read(self) -> int:
+        records, malformed = self._ring.read()
+        self._malformed += malformed
+        for record in records:
+            if isinstance(record, Mapping):
+                self._examine(record.pid)
+            elif isinstance(record, ProcessChange):
+                self._pending.append(record)
+                self._process_changed(record)
+            else:
+                self._pending.append(record)
+        return len(records)
+
+    def _examine(self, pid: int) -> None:
+        try:
+            self._look_at(pid)
+        except SqltraceError as error:
+            self._pending.append(Refused(pid, "", str(error)))
+        finally:
+            self._resume(pid)
+
+    def _process_changed(self, change: ProcessChange) -> None:
+        if change.action is ProcessAction.FORK:
+            if self._options.follow:
+                self._pids.add(change.pid)
+                self._pending.append(Started(change.pid, change.parent))
+            else:
+                self._object.unfollow(change.pid)
+        else:
+            self._finish(change.pid, End.EXIT)
+            if change.action is ProcessAction.EXIT:
+                self._gone(change.pid, change.exit_code)
+
+    def _finish(self, pid: int | None, end: End) -> None:
+        rest = self._object.take_statements(pid, end)
+        if len(rest):
+            self._pending.append(rest)
+
+    def _gone(self, pid: int, status: int | None) -> None:
+        if pid not in self._pids:
+            return
+        self._pids.discard(pid)
+        self._object.unfollow(pid)
+        descriptor = self._pidfds.pop(pid, None)
+        if descriptor is not None:
+            self._ring.unregister(descriptor)
+            os.close(descriptor)
+        if self._child and pid == self._child.pid:
+            status = self._status = self._child.wait()
+        self._pending.append(Ended(pid, status))
+
+    def _reap(self) -> None:
+        """Notice the death of processes whose exit record was lost, or that nobody reports."""
+        for pid, descriptor in list(self._pidfds.items()):
+            if select.select([descriptor], [], [], 0)[0]:
+                # Its hooks' records are in the ring by now.
+                while self._read():
+                    pass
+                if pid in self._pids:
+                    self._finish(pid, End.EXIT)
+                    self._gone(pid, None)
+
+    def counts(self) -> Counts:
+        """Return hits and losses."""
+        values = self._object.counts() if self._final_counts is None else self._final_counts
+        lost = {
+            key: n for key, n in zip(COUNTS[1:], values[1:], strict=True) if n and not isinstance(key, str)
+        }
+        if self._malformed:
+            lost["record", "malformed"] = self._malformed
+        return Counts(values[0], lost)
+
+    def detach(self) -> Sequence[Item]:
+        """Remove the probes, let everything run, return what was left."""
+        if self._detached:
+            return []
+        self._detached = True
+        self._object.detach()
+        for pid in stopped_pids(self._object.stopped_fd):
+            self._resume(pid)
+        end = time.monotonic() + _DETACH_PATIENCE
+        while self._read() and time.monotonic() < end:
+            pass
+        self._finish(None, End.DETACH)
+        items, self._pending = self._pending, []
+        self._final_counts = self._object.counts()
+        self._guard.dismiss()
+        for descriptor in self._pidfds.values():
+            os.close(descriptor)
+        self._pidfds.clear()
+        self._ring.close()
+        self._object.close()
+        return items
+
+
+def _comm(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            return stream.read().strip()
+    except OSError:
+        return "?"

@@ -1,0 +1,5 @@
+"""`python -m sqltrace`."""
+
+from sqltrace.cli import main
+
+raise SystemExit(main())

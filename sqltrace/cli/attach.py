@@ -1,0 +1,67 @@
+"""`sqltrace attach`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+
+from sqltrace.backends.choice import choose
+from sqltrace.cli import tracing
+from sqltrace.errors import TargetError
+from sqltrace.resolve.query import sqlite_in
+from sqltrace.session import new_session_id, signals
+
+
+def parse_pids(text: str) -> list[int]:
+    """Return the pids of `812`, `812,813` or `"812 813"` (so that `-p "$(pgrep codex)"` works)."""
+    words = re.split(r"[\s,]+", text.strip())
+    if not all(word.isdigit() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a process id, nor a list of them")
+    return [int(word) for word in words]
+
+
+class Attach:
+    """show what running processes execute in SQLite, until Ctrl-C
+
+    The processes go on as before when sqltrace leaves them.
+    """
+
+    name = "attach"
+
+    @staticmethod
+    def configure(parser: argparse.ArgumentParser) -> None:
+        """Declare the options."""
+        tracing.add_options(parser)
+        parser.add_argument(
+            "-p",
+            "--pid",
+            action="append",
+            type=parse_pids,
+            required=True,
+            metavar="PID",
+            help="a process id; may be repeated and may be a list",
+        )
+
+    @staticmethod
+    def execute(arguments: argparse.Namespace) -> int:
+        """Join the processes, follow them until they end or the user has seen enough."""
+        pids = list(dict.fromkeys(pid for group in arguments.pid for pid in group))
+        for pid in pids:
+            if not os.path.exists(f"/proc/{pid}"):
+                raise TargetError(f"there is no process {pid}.")
+            if pid == os.getpid():
+                raise TargetError(f"cannot attach to pid {pid}: that is sqltrace itself.")
+        backend = choose(arguments.backend, say=tracing.say if not arguments.quiet else None)
+        session_id = new_session_id()
+        sink = tracing.make_sink(arguments, session_id)
+        try:
+            session = tracing.make_session(arguments, backend.name, sink, session_id)
+            session.start()
+            with signals(session, lambda: None):
+                trace = backend.attach(pids, sqlite_in, tracing.backend_options(arguments))
+                totals = session.follow(trace)
+        finally:
+            sink.close()
+        tracing.summary(arguments, totals)
+        return 0 if totals.output_error is None else totals.output_error.exit_code

@@ -1,0 +1,299 @@
+"""A tracing session: drives a backend, decodes what it brings, writes events, and keeps the books.
+
+The loop is the same for every backend: drain, decode, write, until the processes or the user have had enough;
+then detach, write what was left, and account for every execution that the hooks saw.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from sqltrace import __version__
+from sqltrace.backends.base import Ended, Item, Probed, Refused, Started, Trace
+from sqltrace.errors import OutputError
+from sqltrace.events.clock import Clock
+from sqltrace.events.decode import Decoder
+from sqltrace.events.enrich import Processes
+from sqltrace.events.model import SCHEMA_VERSION, Event, Statement
+from sqltrace.events.wire import Database, ProcessAction, ProcessChange, Text
+from sqltrace.sinks.base import Sink
+
+_TURN = 0.1
+"""Seconds that a drain may wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop by ourselves: seconds, number of statements; None for never."""
+
+    duration: float | None = None
+    statements: int | None = None
+    sql_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a session saw."""
+
+    statements: int = 0
+    internal: int = 0
+    hits: int = 0
+    filtered: int = 0
+    lost: dict[tuple[str, str], int] = field(default_factory=dict)
+    probed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    output_error: OutputError | None = None
+
+    @property
+    def lost_count(self) -> int:
+        """How many records were lost in all."""
+        return sum(self.lost.values())
+
+
+class Session:
+    """One use of one backend."""
+
+    def __init__(
+        self,
+        backend: str,
+        sink: Sink,
+        limits: Limits,
+        options: dict[str, Any],
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._backend = backend
+        self._sink = sink
+        self._limits = limits
+        self._options = options
+        self._notice = notice
+        self._clock = Clock()
+        self._processes = Processes()
+        self._decoder = Decoder(self._clock, self._processes, limits.sql_bytes)
+        self._started = time.monotonic()
+        self._stop = False
+        self._full = False
+        self._reported: dict[tuple[str, str], int] = {}
+        self.totals = Totals()
+
+    def start(self) -> None:
+        """Write `session_start`; before anything is observed, so that a log that cannot be written stops us."""
+        self._emit(
+            "session_start",
+            {
+                "schema": SCHEMA_VERSION,
+                "version": __version__,
+                "backend": self._backend,
+                "hostname": platform.node(),
+                "kernel": platform.release(),
+                "options": self._options,
+            },
+        )
+        self._sink.flush()
+
+    def stop(self) -> None:
+        """Let `follow` return soon (from a signal handler)."""
+        self._stop = True
+
+    def follow(self, trace: Trace) -> Totals:
+        """Observe until everything observed has ended, a limit is reached, or `stop` was called; then detach."""
+        try:
+            while not self._done(trace):
+                self._take(trace.drain(_TURN))
+                self._account(trace)
+                self._guarded(self._sink.flush)
+        finally:
+            items = trace.detach()
+        self._take(items)
+        self._finish(trace)
+        return self.totals
+
+    def _done(self, trace: Trace) -> bool:
+        if self._stop or self._full or self.totals.output_error or not trace.alive:
+            return True
+        duration = self._limits.duration
+        return duration is not None and time.monotonic() - self._started >= duration
+
+    # -- items
+
+    def _take(self, items: Sequence[Item]) -> None:
+        for item in items:
+            if isinstance(item, np.ndarray):
+                self._statements(item)
+            elif isinstance(item, Text):
+                self._decoder.text(item)
+            elif isinstance(item, Database):
+                self._decoder.database(item)
+            elif isinstance(item, Probed):
+                self._probed(item)
+            elif isinstance(item, Refused):
+                self._refused(item)
+            elif isinstance(item, Started):
+                self._process("start", item.pid, {"ppid": item.parent or None})
+            elif isinstance(item, Ended):
+                self._ended(item)
+            elif isinstance(item, ProcessChange):
+                self._changed(item)
+
+    def _statements(self, batch: np.ndarray[tuple[int], np.dtype[np.void]]) -> None:
+        limit = self._limits.statements
+        if limit is not None:
+            left = max(limit - self.totals.statements, 0)
+            self._full = left <= len(batch)
+            self.totals.filtered += max(len(batch) - left, 0)
+            batch = batch[:left]
+        self.totals.statements += len(batch)
+        self._guarded(lambda: self._sink.statements(self._counting(self._decoder.statements(batch))))
+
+    def _counting(self, statements: Iterator[Statement]) -> Iterator[Statement]:
+        for statement in statements:
+            if statement.internal:
+                self.totals.internal += 1
+            yield statement
+
+    def _probed(self, item: Probed) -> None:
+        r = item.resolution
+        self.totals.probed.append(item.path)
+        self._notice(f"{item.path}: SQLite {r.sqlite_version or 'of unknown version'}")
+        for off in r.features_off:
+            self._notice(f"{item.path}: {off.feature} is not reported: {off.reason}")
+        self._emit(
+            "probe",
+            {
+                "pid": item.pid,
+                "path": item.path,
+                "build_id": r.build_id,
+                "arch": r.arch,
+                "sqlite_version": r.sqlite_version,
+                "source_id": r.source_id,
+                "evidence": {name: list(f.evidence) for name, f in r.functions.items()},
+                "features_off": [{"feature": f.feature, "reason": f.reason} for f in r.features_off],
+                "attach_ms": item.attach_ms,
+            },
+        )
+
+    def _refused(self, item: Refused) -> None:
+        self.totals.refused.append(item.reason)
+        self._notice(item.reason)
+        self._emit("probe", {"pid": item.pid, "path": item.path, "error": item.reason})
+
+    def _process(
+        self,
+        action: str,
+        pid: int,
+        own: dict[str, Any],
+        seen: ProcessChange | None = None,
+        wall: int | None = None,
+    ) -> None:
+        process = self._processes.get(pid) if action == "exit" else self._processes.refresh(pid, seen)
+        fields = {"action": action, "ppid": None, "exit_code": None, "signal": None} | own
+        self._emit("process", process.fields() | fields, wall)
+
+    def _changed(self, change: ProcessChange) -> None:
+        if change.action is ProcessAction.EXEC:
+            self._process("exec", change.pid, {}, change, self._clock.wall(change.time_ns))
+        elif change.action is ProcessAction.FORK:
+            self._processes.refresh(change.pid, change)
+
+    def _ended(self, item: Ended) -> None:
+        own: dict[str, Any] = {}
+        if item.status is not None:
+            if os.WIFSIGNALED(item.status):
+                own["signal"] = _signal_name(os.WTERMSIG(item.status))
+            else:
+                own["exit_code"] = os.waitstatus_to_exitcode(item.status)
+        self._process("exit", item.pid, own)
+
+    # -- books
+
+    def _account(self, trace: Trace) -> None:
+        """Report what was lost since the last turn."""
+        for (kind, reason), count in trace.counts().lost.items():
+            news = count - self._reported.get((kind, reason), 0)
+            if news > 0:
+                self._reported[kind, reason] = count
+                self._emit("lost", {"type": kind, "reason": reason, "count": news})
+
+    def _finish(self, trace: Trace) -> None:
+        self._account(trace)
+        counts = trace.counts()
+        totals = self.totals
+        totals.hits = counts.hits
+        totals.lost = dict(counts.lost)
+        self._emit(
+            "session_end",
+            {
+                "hits": totals.hits,
+                "emitted": totals.statements,
+                "filtered": totals.filtered,
+                "internal": totals.internal,
+                "events": dict(totals.events) | {"statement": totals.statements},
+                "lost": [{"type": k, "reason": r, "count": n} for (k, r), n in sorted(totals.lost.items())],
+                "duration_us": round((time.monotonic() - self._started) * 1e6),
+            },
+        )
+        self._guarded(self._sink.flush)
+
+    def _emit(self, name: str, fields: dict[str, Any], wall_ns: int | None = None) -> None:
+        self.totals.events[name] += 1
+        event = Event(name, self._clock.now() if wall_ns is None else wall_ns, fields)
+        self._guarded(lambda: self._sink.event(event))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """Write; a log that cannot be written any more ends the session, not the program under observation."""
+        if self.totals.output_error is None:
+            try:
+                write()
+            except OutputError as error:
+                self.totals.output_error = error
+
+
+def new_session_id() -> str:
+    """Return the name of a session, unique in the world."""
+    return uuid.uuid4().hex
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+@contextmanager
+def signals(session: Session, child: Callable[[], int | None]) -> Iterator[None]:
+    """Handle signals as a tracer should.
+
+    With a command: Ctrl-C and Ctrl-\\ belong to the command (the terminal sends them to it as well), SIGTERM and
+    SIGHUP are passed on to it.  Otherwise they end the session, and the processes go on.
+    """
+
+    def passed(number: int, _frame: FrameType | None) -> None:
+        pid = child()
+        if pid is None:
+            session.stop()
+        elif number in (signal.SIGTERM, signal.SIGHUP):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                session.stop()
+
+    numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, passed) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
