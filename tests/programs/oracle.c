@@ -31,7 +31,8 @@ struct foreign {
     char *sql; /* of its own: the statement may be gone when we ask */
     int vars;
     int internal;
-    int thread;
+    int profiles;
+    long line; /* where its record begins in the thread's text */
     long long rows;
     int before[COUNTERS];
     struct foreign *next;
@@ -319,6 +320,14 @@ static struct foreign **find_foreign(struct connection *conn, sqlite3_stmt *stmt
     return at;
 }
 
+static void forget(struct connection *conn) {
+    if (conn->ended) {
+        free(conn->ended->sql);
+        free(conn->ended);
+        conn->ended = NULL;
+    }
+}
+
 static void begin_foreign(struct connection *conn, sqlite3_stmt *stmt) {
     struct foreign *f = calloc(1, sizeof *f);
     if (f == NULL) fail("out of memory");
@@ -326,7 +335,6 @@ static void begin_foreign(struct connection *conn, sqlite3_stmt *stmt) {
     f->sql = strdup(sqlite3_sql(stmt));
     f->vars = sqlite3_bind_parameter_count(stmt);
     f->internal = self->depth > 0 || self->outer != NULL || !self->outside;
-    f->thread = self->number;
     if (self->outside && self->outer == NULL) self->outer = stmt;
     read_counters(stmt, f->before);
     f->next = conn->foreign;
@@ -338,7 +346,10 @@ static void end_foreign(struct connection *conn, struct foreign **at, const char
     *at = f->next;
     if (self->outer == f->stmt) self->outer = NULL;
     int counters[COUNTERS];
-    if (!late) share(f->stmt, f->before, counters);
+    if (!late) {
+        share(f->stmt, f->before, counters);
+        f->profiles++;
+    }
     struct line line = {
         .conn = conn,
         .sql = f->sql,
@@ -353,19 +364,36 @@ static void end_foreign(struct connection *conn, struct foreign **at, const char
         .autocommit = late ? UNKNOWN : sqlite3_get_autocommit(conn->db),
         .internal = f->internal,
         .late = late,
-        .profiles = !late,
+        .profiles = f->profiles,
         .counters = late ? NULL : counters,
     };
     record(&line);
-    free(f->sql);
-    free(f);
+    f->line = self->last_line;
+    forget(conn);
+    conn->ended = f;
+}
+
+/*
+ * A step that meets a changed schema ends with a PROFILE call, prepares anew and begins again without a STMT
+ * call.  It is one execution: take the record of the first attempt back.
+ */
+static struct foreign **revive(struct connection *conn, sqlite3_stmt *stmt) {
+    struct foreign *f = conn->ended;
+    if (f == NULL || f->stmt != stmt || f->line != self->last_line) return find_foreign(conn, stmt);
+    self->length = (size_t)f->line;
+    __atomic_sub_fetch(&executions, 1, __ATOMIC_RELAXED);
+    conn->ended = NULL;
+    f->next = conn->foreign;
+    conn->foreign = f;
+    return &conn->foreign;
 }
 
 static int on_trace(unsigned kind, void *context, void *p, void *x) {
     struct connection *conn = context;
     sqlite3_stmt *stmt = p;
     struct statement *own = self->ending ? self->ending : self->depth ? self->stack[self->depth - 1] : NULL;
-    if (silent) return 0;
+    /* Statements that load the schema have no text, and only their rows are announced. */
+    if (silent || sqlite3_sql(stmt) == NULL) return 0;
     if (kind == SQLITE_TRACE_PROFILE) count_profile(sqlite3_sql(stmt));
     if (own != NULL && own->stmt == stmt) {
         if (kind == SQLITE_TRACE_PROFILE) own->profiles++;
@@ -373,6 +401,7 @@ static int on_trace(unsigned kind, void *context, void *p, void *x) {
     }
     struct foreign **at = find_foreign(conn, stmt);
     (void)x;
+    if (kind != SQLITE_TRACE_STMT && *at == NULL) at = revive(conn, stmt);
     if (kind == SQLITE_TRACE_STMT && *at == NULL) {
         /* The text is "-- " and more for a nested statement; and so it is for a trigger, but that one comes
          * under the statement which fires it, and that is known already. */
@@ -405,6 +434,7 @@ struct connection *o_open(const char *path, int flags) {
 void o_close(struct connection *conn) {
     expect(sqlite3_close(conn->db), SQLITE_OK, conn, "close");
     if (conn->foreign) fail("connection %d: an execution inside SQLite did not end", conn->number);
+    forget(conn);
     free(conn);
 }
 

@@ -21,6 +21,7 @@ struct connection {
     int memory;               /* its main database has no file */
     int temporary;            /* ... and no name either */
     struct foreign *foreign;  /* running executions that only sqlite3_trace_v2 shows */
+    struct foreign *ended;    /* the last of them */
 };
 
 /* One prepared statement, and the execution that it is in the middle of. */
