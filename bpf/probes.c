@@ -4,7 +4,7 @@
  *
  * One compiled object serves every binary: a probe's attach cookie names its `struct layout` in a map.
  * Scratch memory belongs to a thread, not to a CPU: a uprobe's program can be preempted by another one on its CPU.
- * Defined by the loader: RING_PAGES, TASK_PID, TASK_TGID, TASK_EXIT_CODE (offsets in struct task_struct).
+ * Defined by the loader: RING_PAGES, FOLLOW_CHILDREN (0 or 1), TASK_PID, TASK_TGID, TASK_EXIT_CODE (offsets in struct task_struct).
  */
 #include <uapi/linux/ptrace.h>
 #include "records.h"
@@ -779,7 +779,7 @@ static __always_inline void tell_process(u32 tgid, u32 action, int exit_code)
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
   u32 parent = bpf_get_current_pid_tgid() >> 32, pid = 0, tgid = 0;
-  if (!followed.lookup(&parent))
+  if (!FOLLOW_CHILDREN || !followed.lookup(&parent))
     return 0;
   bpf_probe_read_kernel(&pid, sizeof(pid), (void *)(ctx->args[1] + TASK_PID));
   bpf_probe_read_kernel(&tgid, sizeof(tgid), (void *)(ctx->args[1] + TASK_TGID));
@@ -795,6 +795,8 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
   u32 tgid = bpf_get_current_pid_tgid() >> 32;
   if (!current_follow())
     return 0;
+  u64 id = bpf_get_current_pid_tgid();
+  threads.delete(&id); /* its frames are on a stack that is gone */
   tell_process(tgid, PROCESS_EXEC, -1);
   stop_and_tell(tgid);
   return 0;

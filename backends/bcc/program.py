@@ -55,7 +55,7 @@ class ProbeOffsets:
 class ProbeObject:
     """The loaded BPF object."""
 
-    def __init__(self, ring_bytes: int) -> None:
+    def __init__(self, ring_bytes: int, *, follow_children: bool) -> None:
         os.environ["BCC_KERNEL_SOURCE"] = str(_SOURCES / "shim")
         try:
             from bcc import BPF  # noqa: PLC0415 - takes 0.1 s and may be missing
@@ -70,9 +70,11 @@ class ProbeObject:
             f"-DTASK_PID={task['pid']}",
             f"-DTASK_TGID={task['tgid']}",
             f"-DTASK_EXIT_CODE={task['exit_code']}",
+            f"-DFOLLOW_CHILDREN={int(follow_children)}",
             "-Wno-everything",  # bcc's own headers warn on every compile
         ]
         try:
+            # bcc attaches functions named raw_tracepoint__* by itself.
             self._bpf = BPF(text=(_SOURCES / "probes.c").read_text(encoding="utf-8"), cflags=flags)
             self._kind = BPF.KPROBE
             self._multi = self._load("step_entry", multi=True)
@@ -145,11 +147,6 @@ class ProbeObject:
     def attach_loader(self, path: str, offset: int) -> None:
         """Probe a dynamic loader's debug hook: it is called after each change of the list of libraries."""
         self._attach("loader_entry", path, [offset], 0)
-
-    def attach_tracepoints(self) -> None:
-        """Follow fork, exec and exit of followed processes."""
-        for name in _RAW_TRACEPOINTS:
-            self._bpf.attach_raw_tracepoint(name, f"raw_tracepoint__{name}")
 
     def follow(self, pid: int) -> None:
         """Report what this process does."""

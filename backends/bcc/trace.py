@@ -37,7 +37,7 @@ class BccTrace:
     def __init__(self, resolve: Resolve, options: Options) -> None:
         self._resolve = resolve
         self._options = options
-        self._object = ProbeObject(options.ring_bytes)
+        self._object = ProbeObject(options.ring_bytes, follow_children=options.follow)
         self._ring = RingBuffer(self._object.ring_fd, options.ring_bytes)
         self._guard = Guard(self._object.stopped_fd)
         self._pids: set[int] = set()
@@ -50,8 +50,6 @@ class BccTrace:
         self._pidfds: dict[int, int] = {}
         self._detached = False
         self._final_counts: list[int] | None = None
-        if options.follow:
-            self._object.attach_tracepoints()
 
     # -- starting
 
@@ -60,8 +58,6 @@ class BccTrace:
         child = HeldChild(argv)
         self._child = child
         self._adopt(child.pid, parent=os.getpid())
-        if not self._options.follow:
-            self._object.attach_tracepoints()  # the command's own exec has to be seen in any case
         child.release()
 
     def join(self, pids: Sequence[int]) -> None:
@@ -197,11 +193,8 @@ class BccTrace:
 
     def _process_changed(self, change: ProcessChange) -> None:
         if change.action is ProcessAction.FORK:
-            if self._options.follow:
-                self._pids.add(change.pid)
-                self._pending.append(Started(change.pid, change.parent))
-            else:
-                self._object.unfollow(change.pid)
+            self._pids.add(change.pid)
+            self._pending.append(Started(change.pid, change.parent))
         else:
             self._finish(change.pid, End.EXIT)
             if change.action is ProcessAction.EXIT:
