@@ -23,7 +23,7 @@ VDBE_MAGIC_RUN: Final = 0x2DF20DA3
 _VALUE_TYPE_READS_FLAGS: Final = 3009000
 """Before, sqlite3_value_type read Mem.type."""
 
-_RETURNED: Final = (
+_RETURNED: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
     # function, field, widths that its load may have
     ("sqlite3_sql", "Vdbe.zSql", (8,)),
     ("sqlite3_db_handle", "Vdbe.db", (8,)),
@@ -35,7 +35,7 @@ _RETURNED: Final = (
     ("sqlite3_value_int64", "Mem.u", (8,)),
     ("sqlite3_value_bytes", "Mem.n", (4,)),
 )
-_BEFORE_CHANGES64: Final = (
+_BEFORE_CHANGES64: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
     ("sqlite3_changes", "sqlite3.nChange", (4,)),
     ("sqlite3_total_changes", "sqlite3.nTotalChange", (4,)),
 )
@@ -135,7 +135,7 @@ def running_claims(trace: Trace) -> Iterator[FieldClaim]:
 
 def _chain(value: Linear) -> tuple[int, ...] | None:
     """Return the offsets along `*(*(*(argument 0 + a) + b) + c)` as (a, b, c), None for anything else."""
-    offsets = []
+    offsets: list[int] = []
     while value.single is not None:
         term = value.single
         if term == OBJECT:

@@ -21,7 +21,7 @@ import numpy as np
 
 from sqltrace.errors import AmbiguousResolutionError
 from sqltrace.resolve.api_slots import LIBVERSION_NUMBER, SLOTS, slot_count
-from sqltrace.resolve.elf import Bytes, Elf, Words
+from sqltrace.resolve.elf import Addresses, Elf, Mask, Words
 from sqltrace.resolve.symbolic import Executor
 
 _LEAST_RUN: Final = 150
@@ -46,7 +46,7 @@ def version_text(release: int) -> str:
     return f"{release // 1000000}.{release // 1000 % 1000}.{release % 1000}"
 
 
-def _constant_returned(elf: Elf, pointers: Words) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _constant_returned(elf: Elf, pointers: Words) -> tuple[Mask, Addresses]:
     """For each pointer: does it lead to `mov eax, N; ...`, and N.  Looks past endbr64 and a frame pointer."""
     code = np.zeros((len(pointers), 24), np.uint8)
     for segment in elf.code:
@@ -121,6 +121,3 @@ def find_api_table(elf: Elf, executor: Executor) -> ApiTable | None:
         sides = ", ".join(f"SQLite {version_text(t.release)} with its table at {t.address:#x}" for t in found)
         raise AmbiguousResolutionError(f"{elf.path} holds more than one SQLite: {sides}")
     return found[0] if found else None
-
-
-__all__ = ["ApiTable", "Bytes", "find_api_table", "version_text"]

@@ -28,6 +28,7 @@ from sqltrace.errors import NotAnImageError
 Buffer: TypeAlias = "bytes | mmap.mmap"
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Addresses: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 Words: TypeAlias = npt.NDArray[np.uint64]
 
 _MAPPED_SIZE: Final = 48 << 20

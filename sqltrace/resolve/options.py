@@ -43,7 +43,7 @@ def compile_options(elf: Elf) -> frozenset[str] | None:
 
 
 def _around(elf: Elf, table: PointerTable, index: int) -> frozenset[str]:
-    found = set()
+    found: set[str] = set()
     for step in (-1, 1):
         i = index
         while (option := _option_at(elf, table, i)) is not None and len(found) < _MOST:

@@ -23,6 +23,7 @@ from sqltrace.resolve.elf import Elf, open_image
 from sqltrace.resolve.features import features_off
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.releases import release_of
+from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import symbols
 from sqltrace.resolve.x86_64 import X86_64
@@ -91,6 +92,13 @@ class _Ladder:
         functions = self._named_functions(named, table)
         source_id = self._source_id(table, ids)
         release = self._release(table, functions, source_id)
+        strings = string_evidence(elf, self._executor)
+        if not functions and not strings.anchors and not self._overrides.functions:
+            raise NoSQLiteError(f"{elf.path} names a SQLite release but holds no SQLite")
+        for name, address in strings.functions.items():
+            claims.add_function(name, address, Evidence.STRINGS)
+        for claim in strings.fields:
+            claims.add_field(claim, Evidence.ACCESSOR)
         for claim in accessor_claims(self._executor, functions, release or 0):
             claims.add_field(claim, Evidence.ACCESSOR)
         if release is not None:

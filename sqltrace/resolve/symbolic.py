@@ -1,4 +1,4 @@
-"""A small symbolic executor: what does this function load, store, compare, call and return?
+"""A small symbolic executor, which tells what a function loads, stores, compares, calls and returns.
 
 SQLite's accessors do little but read one field: `sqlite3_sql(p)` is `return p ? p->zSql : 0`.  Run with symbols
 instead of values for its arguments, such a function *tells* the offset, whatever compiler made it: the
@@ -24,9 +24,9 @@ from sqltrace.resolve.elf import Elf
 
 
 class Argument(NamedTuple):
-    """The function's argument of this index, from 0."""
+    """The function's argument of this number, from 0."""
 
-    index: int
+    number: int
 
 
 class Load(NamedTuple):
@@ -186,10 +186,10 @@ _MAX_TERMS: Final = 4
 class Machine(Protocol):
     """What an instruction set provides."""
 
-    arguments: Sequence[str]
+    arguments: tuple[str, ...]
     stack_pointer: str
     result: str
-    volatile: Sequence[str]
+    volatile: tuple[str, ...]
 
     def step(self, pc: int, state: State, context: Context) -> tuple[Outcome, int] | None:
         """Execute the instruction at `pc`; return how it ends and its length, None when there is none."""

@@ -33,8 +33,27 @@ def _register_names() -> dict[str, str]:
 _WHOLE: Final = _register_names()
 
 _MOVES: Final = frozenset(
-    "mov movabs movzx movsx movsxd movsd movss movaps movups movdqa movdqu movq movd vmovdqu vmovdqa "
-    "vmovups vmovaps vmovq vmovd".split()
+    (
+        "mov",
+        "movabs",
+        "movzx",
+        "movsx",
+        "movsxd",
+        "movsd",
+        "movss",
+        "movaps",
+        "movups",
+        "movdqa",
+        "movdqu",
+        "movq",
+        "movd",
+        "vmovdqu",
+        "vmovdqa",
+        "vmovups",
+        "vmovaps",
+        "vmovq",
+        "vmovd",
+    )
 )
 _NOTHING: Final = frozenset(("endbr64", "nop", "cdqe", "cwde"))
 _TRAPS: Final = frozenset(("ud2", "hlt", "int3"))
@@ -47,10 +66,10 @@ _WINDOW: Final = 96
 class X86_64:  # noqa: N801 (the architecture's name)
     """The machine for System V x86-64."""
 
-    arguments = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
+    arguments: tuple[str, ...] = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
     stack_pointer = "rsp"
     result = "rax"
-    volatile = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
+    volatile: tuple[str, ...] = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
 
     def __init__(self, elf: Elf) -> None:
         self._elf = elf

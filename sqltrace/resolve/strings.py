@@ -1,0 +1,269 @@
+"""Rung 3: SQLite's messages, the code that refers to them, and the calls around that code.
+
+For builds without symbols and without the API table (Debian's fossil, Chromium).  The messages are the same
+in every release that matters; each leads to one function of SQLite's source:
+
+* sqlite3VdbeExec (vdbe.c) alone says "cannot commit transaction - SQL statements in progress" and its kin;
+* sqlite3_step is the caller of it (or of sqlite3Step, where that is not inlined) that also complains about a NULL
+  or finalized statement; blobSeekToRow, the other caller, says "no such rowid";
+* sqlite3VdbeHalt (vdbeaux.c) is what VdbeExec calls to end a statement, and vdbeCommit below it names master
+  journals "-mj%06X9%02X";
+* sqlite3_finalize hands its own argument to VdbeReset (or to VdbeHalt) and complains about a finalized statement;
+  sqlite3_reset does the first after a test for NULL, and never the second;
+* the sqlite3_prepare family hands its arguments to sqlite3LockAndPrepare with different constants;
+* vdbeUnbind says "bind on a busy prepared statement: [%s]" with p->zSql.
+
+Every step wants exactly one answer: none and several both mean that the function is not found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqltrace.resolve.accessors import INDEX, OBJECT, VDBE_MAGIC_RUN, counters_offset, unbind_claims
+from sqltrace.resolve.callgraph import CallGraph, Reference, find_references
+from sqltrace.resolve.claims import FieldClaim
+from sqltrace.resolve.elf import Elf
+from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear, Trace, field_load
+
+_ANCHORS: Final[Mapping[str, tuple[bytes, ...]]] = {
+    "exec-commit": (b"cannot commit transaction - SQL statements in progress",),
+    "exec-savepoint": (b"cannot open savepoint - SQL statements in progress",),
+    "exec-release": (b"cannot release savepoint - SQL statements in progress",),
+    "exec-begin": (b"cannot start a transaction within a transaction",),
+    "finalized": (b"API called with finalized prepared statement",),
+    "null": (b"API called with NULL prepared statement",),
+    "blob": (b"cannot open value of type %s", b"no such rowid: %lld"),
+    "commit": (b"%s-mj%06X9%02X", b"-mj%06X9%02X", b"MJ delete: %s", b"%s-mjXXXXXX9XXz"),
+    "prepare": (b"database schema is locked: %s", b"statement too long"),
+    "unbind": (b"bind on a busy prepared statement: [%s]",),
+}
+_IN_EXEC: Final = ("exec-commit", "exec-savepoint", "exec-release", "exec-begin")
+_MARGIN: Final = 4 << 20
+_WIDEST: Final = 64 << 20
+_HELPER_SIZE: Final = 260
+"""vdbeSafety and vdbeSafetyNotNull, where they are not inlined, are smaller."""
+_PREPARE_SAVESQL: Final = 0x80
+_STMTSTATUS_MEMUSED: Final = 99
+_COMPARE_WITH_MEMUSED: Final = re.compile(rb"\x83[\xf8-\xff]\x63")
+_SMALL: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class StringEvidence:
+    """What this rung found: functions by name, and what internal functions tell about fields."""
+
+    anchors: int
+    functions: Mapping[str, int]
+    fields: tuple[FieldClaim, ...] = field(default=())
+
+
+def _anchor_addresses(elf: Elf) -> dict[int, str]:
+    """Return where the messages lie, and which anchor each belongs to."""
+    found = {}
+    segments = [s for s in elf.segments if not s.executable and not s.writable] or elf.segments
+    for segment in segments:
+        for name, texts in _ANCHORS.items():
+            for text in texts:
+                # The end counts, not the start: linkers let one string be the tail of another.
+                at = elf.data.find(text + b"\0", segment.offset, segment.offset + segment.size)
+                while at >= 0:
+                    found[segment.address + at - segment.offset] = name
+                    at = elf.data.find(text + b"\0", at + 1, segment.offset + segment.size)
+    return found
+
+
+def string_evidence(elf: Elf, executor: Executor) -> StringEvidence:
+    """Return the functions that messages and calls lead to."""
+    addresses = _anchor_addresses(elf)
+    if not addresses:
+        return StringEvidence(0, {})
+    references = find_references(elf, addresses)
+    core = [r.site for r in references if addresses[r.target] != "blob"]
+    if not core or max(core) - min(core) > _WIDEST:
+        return StringEvidence(len(addresses), {})
+    graph = CallGraph(elf, min(core) - _MARGIN, max(core) + _MARGIN)
+    search = _Search(elf, executor, graph, addresses, references)
+    return StringEvidence(len(addresses), search.functions(), tuple(search.fields()))
+
+
+def _only(found: Collection[int]) -> int | None:
+    return next(iter(found)) if len(found) == 1 else None
+
+
+class _Search:
+    """The chain of conclusions for one file."""
+
+    def __init__(
+        self,
+        elf: Elf,
+        executor: Executor,
+        graph: CallGraph,
+        addresses: Mapping[int, str],
+        references: Collection[Reference],
+    ) -> None:
+        self._elf = elf
+        self._executor = executor
+        self._graph = graph
+        self._texts = addresses
+        self._users: dict[str, set[int]] = {name: set() for name in _ANCHORS}
+        for reference in references:
+            owner = graph.owner_at(reference.site)
+            if owner is not None:
+                self._users[addresses[reference.target]].add(owner)
+
+    def functions(self) -> dict[str, int]:
+        """Return what was found of step, reset, finalize and the prepare family."""
+        found: dict[str, int] = {}
+        exec_ = self._vdbe_exec()
+        if exec_ is not None:
+            step, inner = self._step(exec_)
+            self._add(found, "sqlite3_step", step)
+            halt = self._vdbe_halt(exec_)
+            if halt is not None:
+                passing = self._passing_own_statement(halt, {exec_, step, inner} - {None})  # type: ignore[arg-type]
+                finalize = _only(passing & self._complaining("finalized"))
+                self._add(found, "sqlite3_finalize", finalize)
+                self._add(found, "sqlite3_reset", self._reset(passing, halt))
+        found.update(self._prepare_family())
+        return found
+
+    @staticmethod
+    def _add(found: dict[str, int], name: str, address: int | None) -> None:
+        if address is not None:
+            found[name] = address
+
+    def _vdbe_exec(self) -> int | None:
+        users = [self._users[name] for name in _IN_EXEC]
+        return _only({f for some in users for f in some if sum(f in other for other in users) >= 2})
+
+    def _complaining(self, name: str) -> set[int]:
+        """Return the functions that refer to an anchor, themselves or through a small helper."""
+        found = set(self._users[name])
+        level = found
+        for _ in range(2):
+            level = {c for f in level if self._graph.size(f) < _HELPER_SIZE for c in self._graph.callers(f)}
+            found |= level
+        return found
+
+    def _step(self, exec_: int) -> tuple[int | None, int | None]:
+        """Return sqlite3_step, and sqlite3Step where that is a function of its own."""
+        callers = self._graph.callers(exec_) - self._complaining("blob")
+        complaining = self._complaining("null")
+        direct = callers & complaining
+        if direct:
+            return _only(direct), None
+        inner = _only(callers)
+        if inner is None:
+            return None, None
+        return _only(self._graph.callers(inner) & complaining), inner
+
+    def _vdbe_halt(self, exec_: int) -> int | None:
+        called = self._graph.callees(exec_)
+        commit = self._users["commit"]
+        return _only(commit & called) or _only({c for f in commit for c in self._graph.callers(f)} & called)
+
+    def _passes_own(self, function: int, targets: Collection[int]) -> bool:
+        """Whether the function hands its own first argument to one of `targets` as their first."""
+        trace = self._executor.run(function, budget=3000)
+        own = Linear(0, ((OBJECT, 1),))
+        return any(call.target in targets and call.arguments[0] == own for call in trace.calls)
+
+    def _passing_own_statement(self, halt: int, not_these: Collection[int]) -> set[int]:
+        """Return the callers of VdbeHalt and of VdbeReset (what calls VdbeHalt) that pass their own statement on."""
+        level = {f for f in self._graph.callers(halt) if f not in not_these and self._passes_own(f, {halt})}
+        outer = {c for f in level for c in self._graph.callers(f) if c not in not_these}
+        return level | {f for f in outer if self._passes_own(f, level)}
+
+    def _tests_argument_first(self, function: int) -> bool:
+        trace = self._executor.run(function, budget=60, max_paths=4)
+        own = Linear(0, ((OBJECT, 1),))
+        return bool(trace.compares) and trace.compares[0].left == own and trace.compares[0].right in (own, Linear(0))
+
+    def _reset(self, passing: Collection[int], halt: int) -> int | None:
+        silent = set(passing) - self._complaining("finalized") - self._complaining("null") - {halt}
+        return _only({f for f in silent if self._tests_argument_first(f)})
+
+    # Prepare
+
+    def _prepare_family(self) -> dict[str, int]:
+        inner = self._users["prepare"]
+        candidates = inner | {c for f in inner for c in self._graph.callers(f)}
+        found: dict[str, set[int]] = {}
+        for lock_and_prepare in candidates:
+            for wrapper in self._graph.callers(lock_and_prepare):
+                if self._graph.size(wrapper) < _SMALL:
+                    name = self._prepare_name(wrapper, lock_and_prepare)
+                    if name is not None:
+                        found.setdefault(name, set()).add(wrapper)
+        return {name: next(iter(functions)) for name, functions in found.items() if len(functions) == 1}
+
+    def _prepare_name(self, wrapper: int, inner: int) -> str | None:
+        """Tell by what sqlite3LockAndPrepare(db, zSql, nBytes, prepFlags, pReprepare, ppStmt, ...) is given."""
+        trace = self._executor.run(wrapper, budget=600, stop_at=inner)
+        calls = [c for c in trace.calls if c.target == inner]
+        names = {self._prepare_name_of_call(c) for c in calls}
+        return names.pop() if len(names) == 1 else None
+
+    @staticmethod
+    def _prepare_name_of_call(call: Call) -> str | None:
+        a = call.arguments
+        through = [Linear(0, ((Argument(i), 1),)) for i in range(6)]
+        flags = a[3]
+        if tuple(a[:3]) != tuple(through[:3]) or a[4] != Linear(0) or flags is None:
+            return None
+        if a[5] == through[3]:
+            return {Linear(0): "sqlite3_prepare", Linear(_PREPARE_SAVESQL): "sqlite3_prepare_v2"}.get(flags)
+        return "sqlite3_prepare_v3" if a[5] == through[4] and not flags.is_constant else None
+
+    # Fields
+
+    def fields(self) -> Iterator[FieldClaim]:
+        """Yield what vdbeUnbind and sqlite3_stmt_status tell."""
+        unbind = _only(self._users["unbind"])
+        if unbind is not None:
+            trace = self._executor.run(unbind, budget=3000)
+            yield from unbind_claims(trace)
+            yield from self._unbind_more(trace)
+        found = set()
+        for function in self._comparing_with_memused():
+            trace = self._executor.run(function)
+            if any(
+                c.left == Linear(0, ((INDEX, 1),)) and c.right == Linear(_STMTSTATUS_MEMUSED) for c in trace.compares
+            ):
+                found.add(counters_offset(trace))
+        if len(found) == 1 and (offset := found.pop()) is not None:
+            yield FieldClaim("Vdbe.aCounter", offset, 4)
+
+    def _comparing_with_memused(self) -> Iterator[int]:
+        for start in self._graph.starts.tolist():
+            size = self._graph.size(start)
+            if size < _SMALL and _COMPARE_WITH_MEMUSED.search(self._elf.read(start, size)):
+                yield start
+
+    def _unbind_more(self, trace: Trace) -> Iterator[FieldClaim]:
+        """vdbeUnbind(p, i): `p->eVdbeState!=VDBE_READY_STATE`, sqlite3_log(.., "..[%s]", p->zSql), `i>=p->nVar`."""
+        texts = set()
+        for call in trace.calls:
+            message, text = call.arguments[1:3]
+            if message is not None and self._texts.get(message.constant) == "unbind" and message.is_constant:
+                texts.add(None if text is None else field_load(text, OBJECT, (8,)))
+        if len(texts) == 1 and (offset := texts.pop()) is not None:
+            yield FieldClaim("Vdbe.zSql", offset, 8)
+        counts, states, old = set(), set(), False
+        for compare in trace.compares:
+            for value, other in ((compare.left, compare.right), (compare.right, compare.left)):
+                if other == Linear(0, ((INDEX, 1),)):
+                    for size in (2, 4):
+                        if (offset := field_load(value, OBJECT, (size,))) is not None:
+                            counts.add((offset, size))
+                if other == Linear(1) and (offset := field_load(value, OBJECT, (1,))) is not None:
+                    states.add(offset)
+                old |= other == Linear(VDBE_MAGIC_RUN)
+        if len(counts) == 1:
+            yield FieldClaim("Vdbe.nVar", *counts.pop())
+        if len(states) == 1 and not old:
+            yield FieldClaim("Vdbe.eVdbeState", states.pop(), 1)
