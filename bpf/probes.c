@@ -126,6 +126,13 @@ static __always_inline int read_vdbe(struct thread *t, struct layout *l, u64 stm
   return bpf_probe_read_user(t->vdbe, n, (void *)stmt);
 }
 
+static __always_inline void copy_counters(u32 *to, struct thread *t, struct layout *l)
+{
+  u64 at = l->Vdbe_aCounter;
+  if (at <= VDBE_MAX_READ) /* also not UNKNOWN */
+    bpf_probe_read_kernel(to, 9 * sizeof(u32), t->vdbe + at);
+}
+
 /* Whether SQLite itself says that the statement is between its first step and its end. */
 static __always_inline int sqlite_says_running(struct layout *l, u64 stmt, int otherwise)
 {
@@ -480,8 +487,7 @@ static __always_inline int finish(struct thread *t, struct layout *l, u32 layout
   r->counters[COUNTER_REPREPARE] = share(t, l, s, 5);
   r->counters[COUNTER_FILTER_MISS] = share(t, l, s, 7);
   r->counters[COUNTER_FILTER_HIT] = share(t, l, s, 8);
-  if (l->Vdbe_aCounter != UNKNOWN)
-    bpf_probe_read_kernel(s->last, sizeof(s->last), t->vdbe + (l->Vdbe_aCounter & (VDBE_BYTES - 64 - 1)));
+  copy_counters(s->last, t, l);
   if (l->sqlite3_autoCommit != UNKNOWN) {
     u8 autocommit = 0;
     bpf_probe_read_user(&autocommit, 1, (void *)(s->conn + l->sqlite3_autoCommit));
@@ -587,7 +593,7 @@ int step_entry(struct pt_regs *ctx)
       return 0;
     u32 changed = s->sql != sql || !s->text_id || s->conn != conn;
     if (l->Vdbe_aCounter != UNKNOWN) {
-      bpf_probe_read_kernel(s->base, sizeof(s->base), t->vdbe + (l->Vdbe_aCounter & (VDBE_BYTES - 64 - 1)));
+      copy_counters(s->base, t, l);
       /* A new statement at an old one's address has zero counters; one that ran has vm_steps. */
 #pragma clang loop unroll(full)
       for (int i = 1; i < 5; i++)

@@ -109,6 +109,7 @@ class Session:
 
     def follow(self, trace: Trace) -> Totals:
         """Observe until everything observed has ended, a limit is reached, or `stop` was called; then detach."""
+        self._started = time.monotonic()  # what the backend needed to get ready is not the user's time
         try:
             while not self._done(trace):
                 self._take(trace.drain(_TURN))

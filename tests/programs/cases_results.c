@@ -315,7 +315,7 @@ void busy(const struct workload *w) {
     struct statement *commit = o_prepare(one, "COMMIT");
     o_step_is(commit, SQLITE_BUSY);
     o_reset(s);
-    o_step_is(commit, SQLITE_DONE);
+    if (o_step(commit) == SQLITE_BUSY) o_step_is(commit, SQLITE_DONE); /* the first does not suffice for 3.31 */
     o_finalize(commit);
     o_finalize(begin);
     o_finalize(s);
