@@ -58,14 +58,31 @@ class HeldChild:
         """Becomes readable when the command has ended."""
 
     def release(self) -> None:
-        """Let it exec.  Returns once it has; raises the command errors when that fails."""
-        os.write(self._go, _GO)
-        os.close(self._go)
-        self._go = -1
-        # Closed by exec itself, so that the end of the file is good news.
-        report = os.read(self._failure, _ERRNO.size)
-        os.close(self._failure)
-        self._failure = -1
+        """Let the child call exec, and return when it has.
+
+        Raises CommandNotFoundError or CommandNotExecutableError when exec failed; the child is gone then.
+        """
+        self.let_go()
+        self.confirm()
+
+    def let_go(self) -> None:
+        """Let the child call exec without waiting for it; `confirm` must follow.
+
+        For a tracer that has to see the child stop inside exec, before exec reports back.
+        """
+        fd, self._go = self._go, -1
+        if fd >= 0:
+            with contextlib.suppress(BrokenPipeError):  # killed while it waited: its wait status says so
+                os.write(fd, _GO)
+            os.close(fd)
+
+    def confirm(self) -> None:
+        """Wait until exec has succeeded; raises as `release` does."""
+        fd, self._failure = self._failure, -1
+        if fd < 0:
+            return
+        report = os.read(fd, _ERRNO.size)  # closed by exec itself, so that the end of the file is good news
+        os.close(fd)
         if report:
             self.wait()
             raise exec_error(self.argv[0], _ERRNO.unpack(report)[0])
