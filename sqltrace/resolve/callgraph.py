@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 
 from sqltrace.resolve.elf import Addresses, Bytes, Elf, Mask
+from sqltrace.resolve.x86_64 import plt_target
 
 _CHUNK: Final = 1 << 20
 _PADDING: Final = (0xCC, 0x90, 0xC3, 0x00, 0x0B)
@@ -128,12 +129,7 @@ class CallGraph:
         replaced = targets.copy()
         unknown = np.setdiff1d(targets, starts)
         for target in unknown[(unknown % 8 == 0)].tolist():
-            stub = self._elf.read(target, 16)
-            body = stub.removeprefix(b"\xf3\x0f\x1e\xfa").removeprefix(b"\xf2")  # endbr64, bnd
-            if body[:2] != b"\xff\x25":
-                continue
-            end = target + len(stub) - len(body) + 6
-            pointer = self._elf.relocated(end + int.from_bytes(body[2:6], "little", signed=True))
+            pointer = plt_target(self._elf, target)
             if pointer is not None:
                 replaced[targets == target] = pointer
         return replaced

@@ -50,6 +50,9 @@ _PREPARE_SAVESQL: Final = 0x80
 _STMTSTATUS_MEMUSED: Final = 99
 _COMPARE_WITH_MEMUSED: Final = re.compile(rb"\x83[\xf8-\xff]\x63")
 _SMALL: Final = 400
+_MOST_BINDS: Final = 24
+_INDEX: Final = Linear(0, ((INDEX, 1),))
+_OWN: Final = Linear(0, ((OBJECT, 1),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +127,10 @@ class _Search:
             self._add(found, "sqlite3_step", step)
             halt = self._vdbe_halt(exec_)
             if halt is not None:
-                passing = self._passing_own_statement(halt, {exec_, step, inner} - {None})  # type: ignore[arg-type]
-                finalize = _only(passing & self._complaining("finalized"))
-                self._add(found, "sqlite3_finalize", finalize)
-                self._add(found, "sqlite3_reset", self._reset(passing, halt))
+                not_these = {f for f in (exec_, step, inner) if f is not None}
+                finalize, reset = self._passing_own_statement(halt, not_these)
+                self._add(found, "sqlite3_finalize", _only(finalize))
+                self._add(found, "sqlite3_reset", _only(reset))
         found.update(self._prepare_family())
         return found
 
@@ -145,9 +148,13 @@ class _Search:
         found = set(self._users[name])
         level = found
         for _ in range(2):
-            level = {c for f in level if self._graph.size(f) < _HELPER_SIZE for c in self._graph.callers(f)}
+            level = {c for f in level if self._is_helper(f) for c in self._graph.callers(f)}
             found |= level
         return found
+
+    def _is_helper(self, function: int) -> bool:
+        """Whether this may be vdbeSafety or vdbeSafetyNotNull, which do nothing but log."""
+        return self._graph.size(function) < _HELPER_SIZE and len(self._graph.callees(function)) <= 2
 
     def _step(self, exec_: int) -> tuple[int | None, int | None]:
         """Return sqlite3_step, and sqlite3Step where that is a function of its own."""
@@ -168,24 +175,28 @@ class _Search:
 
     def _passes_own(self, function: int, targets: Collection[int]) -> bool:
         """Whether the function hands its own first argument to one of `targets` as their first."""
-        trace = self._executor.run(function, budget=3000)
-        own = Linear(0, ((OBJECT, 1),))
-        return any(call.target in targets and call.arguments[0] == own for call in trace.calls)
+        trace = self._executor.run(function, budget=8000, once=True)
+        return any(call.target in targets and call.arguments[0] == _OWN for call in trace.calls)
 
-    def _passing_own_statement(self, halt: int, not_these: Collection[int]) -> set[int]:
-        """Return the callers of VdbeHalt and of VdbeReset (what calls VdbeHalt) that pass their own statement on."""
-        level = {f for f in self._graph.callers(halt) if f not in not_these and self._passes_own(f, {halt})}
-        outer = {c for f in level for c in self._graph.callers(f) if c not in not_these}
-        return level | {f for f in outer if self._passes_own(f, level)}
+    def _passing_own_statement(self, halt: int, not_these: Collection[int]) -> tuple[set[int], set[int]]:
+        """Return finalize and reset among the callers of VdbeHalt and of VdbeReset, which is a caller of VdbeHalt.
+
+        Both hand on their own statement; other callers, FTS for instance, hand on one that they keep somewhere.
+        """
+        complaining = self._complaining("finalized")
+        silent_ones = complaining | self._complaining("null") | {halt}
+
+        def worth_a_look(function: int) -> bool:
+            return function not in not_these and (function in complaining or self._tests_argument_first(function))
+
+        inner = {f for f in self._graph.callers(halt) if f not in not_these and self._passes_own(f, {halt})}
+        outer = {c for f in inner for c in self._graph.callers(f) if worth_a_look(c) and self._passes_own(c, {f})}
+        passing = {f for f in inner if worth_a_look(f)} | outer
+        return passing & complaining, {f for f in passing - silent_ones if self._tests_argument_first(f)}
 
     def _tests_argument_first(self, function: int) -> bool:
         trace = self._executor.run(function, budget=60, max_paths=4)
-        own = Linear(0, ((OBJECT, 1),))
-        return bool(trace.compares) and trace.compares[0].left == own and trace.compares[0].right in (own, Linear(0))
-
-    def _reset(self, passing: Collection[int], halt: int) -> int | None:
-        silent = set(passing) - self._complaining("finalized") - self._complaining("null") - {halt}
-        return _only({f for f in silent if self._tests_argument_first(f)})
+        return bool(trace.compares) and trace.compares[0].left == _OWN and trace.compares[0].right in (_OWN, Linear(0))
 
     # Prepare
 
@@ -223,17 +234,17 @@ class _Search:
 
     def fields(self) -> Iterator[FieldClaim]:
         """Yield what vdbeUnbind and sqlite3_stmt_status tell."""
-        unbind = _only(self._users["unbind"])
-        if unbind is not None:
-            trace = self._executor.run(unbind, budget=3000)
-            yield from unbind_claims(trace)
-            yield from self._unbind_more(trace)
+        told: dict[str, set[FieldClaim]] = {}
+        # Where vdbeUnbind(p, i) is inlined, the sqlite3_bind functions say it, whose first arguments are the same.
+        for function in sorted(self._users["unbind"])[:_MOST_BINDS]:
+            trace = self._executor.run(function, budget=3000)
+            for claim in (*unbind_claims(trace), *self._unbind_more(trace)):
+                told.setdefault(claim.name, set()).add(claim)
+        yield from (claims.pop() for claims in told.values() if len(claims) == 1)
         found = set()
         for function in self._comparing_with_memused():
             trace = self._executor.run(function)
-            if any(
-                c.left == Linear(0, ((INDEX, 1),)) and c.right == Linear(_STMTSTATUS_MEMUSED) for c in trace.compares
-            ):
+            if any(c.left == _INDEX and c.right == Linear(_STMTSTATUS_MEMUSED) for c in trace.compares):
                 found.add(counters_offset(trace))
         if len(found) == 1 and (offset := found.pop()) is not None:
             yield FieldClaim("Vdbe.aCounter", offset, 4)
@@ -256,7 +267,7 @@ class _Search:
         counts, states, old = set(), set(), False
         for compare in trace.compares:
             for value, other in ((compare.left, compare.right), (compare.right, compare.left)):
-                if other == Linear(0, ((INDEX, 1),)):
+                if other.terms == _INDEX.terms and other.constant in (0, -1):
                     for size in (2, 4):
                         if (offset := field_load(value, OBJECT, (size,))) is not None:
                             counts.add((offset, size))

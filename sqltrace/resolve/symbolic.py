@@ -254,12 +254,14 @@ class Executor:
         budget: int = 4000,
         max_paths: int = 200,
         stop_at: int | None = None,
+        once: bool = False,
         enter: Callable[[int], bool] | None = None,
     ) -> Trace:
         """Follow every path from `function`, into direct calls up to `depth` deep where `enter` agrees.
 
         `budget` counts instructions, `max_paths` ends.  A jump or call to `stop_at` is noted as a call and not
-        followed (a tail call looks like a jump).
+        followed (a tail call looks like a jump).  With `once` each instruction is executed on one path only: what
+        depends on the path is then partly missed, but a large function takes time in proportion to its size.
         """
         machine = self._machine
         stack = Unknown(0, "stack")
@@ -268,13 +270,16 @@ class Executor:
         registers = {name: Linear(0, ((Argument(i), 1),)) for i, name in enumerate(machine.arguments)}
         registers[machine.stack_pointer] = Linear(0, ((stack, 1),))
         pending = [State(function, registers, {})]
+        covered: set[int] = set()
         while pending and budget > 0 and max_paths > 0:
             state = pending.pop()
             while budget > 0:
                 budget -= 1
                 state.visits[state.pc] = state.visits.get(state.pc, 0) + 1
-                if state.visits[state.pc] > 2:
+                if state.visits[state.pc] > 2 or state.pc in covered:
                     break
+                if once:
+                    covered.add(state.pc)
                 done = machine.step(state.pc, state, context)
                 if done is None:
                     break

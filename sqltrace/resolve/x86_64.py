@@ -63,6 +63,19 @@ _KEEPING_MASKS: Final = frozenset((-1, 0x3F, 0xFF, 0xFFFF, 0xFFFFFFFF))
 _WINDOW: Final = 96
 
 
+def plt_target(elf: Elf, address: int) -> int | None:
+    """Return where the procedure linkage stub at `address` leads within this file; None if it is no such stub.
+
+    A stub is `[endbr64] [bnd] jmp [rip + x]` through a slot that the loader fills in.
+    """
+    stub = elf.read(address, 16)
+    body = stub.removeprefix(b"\xf3\x0f\x1e\xfa").removeprefix(b"\xf2")
+    if body[:2] != b"\xff\x25" or len(body) < 6:
+        return None
+    end = address + len(stub) - len(body) + 6
+    return elf.relocated(end + int.from_bytes(body[2:6], "little", signed=True))
+
+
 class X86_64:  # noqa: N801 (the architecture's name)
     """The machine for System V x86-64."""
 
@@ -158,7 +171,8 @@ class _Step:
         """Where a jump or call leads; a pointer that the loader fills in (PLT, GOT) is followed."""
         operand = self._operands[0]
         if operand.type == x86.X86_OP_IMM:
-            return int(operand.imm)
+            stub = plt_target(self._context.elf, operand.imm)
+            return int(operand.imm) if stub is None else stub
         value = self._get(operand)
         return value.constant if value.is_constant else None
 
