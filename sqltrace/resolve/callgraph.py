@@ -21,9 +21,10 @@ from typing import Final
 import numpy as np
 
 from sqltrace.resolve.elf import Addresses, Bytes, Elf, Mask
-from sqltrace.resolve.x86_64 import plt_target
+from sqltrace.resolve.x86_64 import plt_target, reachable
 
 _CHUNK: Final = 1 << 20
+_LARGE: Final = 16000
 _PADDING: Final = (0xCC, 0x90, 0xC3, 0x00, 0x0B)
 """What may stand before a function: int3, nop, ret, zero, the end of ud2."""
 
@@ -100,6 +101,7 @@ class CallGraph:
         self._targets = self._through_plt(self._targets)
         self.starts, self._ends = self._find_functions()
         self._owners: dict[int, int] = {}
+        self._reachable: dict[int, frozenset[int]] = {}
         known = self._is_start(self._targets)
         order = np.argsort(self._sites[known], kind="stable")
         self._edge_sites = self._sites[known][order]
@@ -168,7 +170,8 @@ class CallGraph:
             target, times = called[here], count[here]
             previous = code[target - address - 1]
             aligned = (target % 16 == 0) & np.isin(previous, _PADDING)
-            found.append(target[aligned | (times >= 2)])
+            behind_end = np.isin(previous, _PADDING[:1] + _PADDING[2:3])
+            found.append(target[aligned | behind_end | (times >= 2)])
         return np.concatenate(found)
 
     def _is_start(self, addresses: Addresses) -> Mask:
@@ -203,7 +206,21 @@ class CallGraph:
     def owner_at(self, address: int) -> int | None:
         """Return the function that holds `address`, or whose cold part does."""
         function = self.function_at(address)
-        return None if function is None else self._owner(function)
+        if function is None or not self._holds(function, address):
+            return None
+        return self._owner(function)
+
+    def _holds(self, function: int, address: int) -> bool:
+        """Whether `address` is in the function: where its end is a guess, it must be reachable from the start.
+
+        Jump tables are not followed, so that the largest functions (sqlite3VdbeExec is one switch) are believed.
+        """
+        end = function + self.size(function)
+        if self._elf.unwind_covers(function) or end - function > _LARGE:
+            return True
+        if function not in self._reachable:
+            self._reachable[function] = reachable(self._elf, function, end)
+        return address in self._reachable[function]
 
     def _owner(self, function: int) -> int:
         if function not in self._owners:

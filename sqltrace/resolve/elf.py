@@ -393,6 +393,12 @@ class Elf:
             value |= self.array[offsets + i].astype(np.uint32) << np.uint32(8 * i)
         return value.view(np.int32).astype(np.int64)
 
+    def unwind_covers(self, address: int) -> bool:
+        """Whether unwind data says which function `address` belongs to."""
+        starts, ends = self.functions
+        i = int(np.searchsorted(starts, address, "right")) - 1
+        return i >= 0 and address < int(ends[i])
+
     def contradicts_start(self, address: int) -> bool:
         """Whether unwind data says that `address` lies within a function but is not its start."""
         starts, ends = self.functions

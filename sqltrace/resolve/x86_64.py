@@ -76,6 +76,25 @@ def plt_target(elf: Elf, address: int) -> int | None:
     return elf.relocated(end + int.from_bytes(body[2:6], "little", signed=True))
 
 
+def reachable(elf: Elf, start: int, end: int) -> frozenset[int]:
+    """Return the addresses of the instructions between `start` and `end` that direct jumps from `start` reach."""
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    found: set[int] = set()
+    pending = [start]
+    while pending:
+        pc = pending.pop()
+        for address, _, mnemonic, operands in decoder.disasm_lite(elf.read(pc, end - pc), pc):
+            if address in found:
+                break
+            found.add(address)
+            name = mnemonic.split()[-1]
+            if name[0] == "j" and operands.startswith("0x") and start <= int(operands, 16) < end:
+                pending.append(int(operands, 16))
+            if name in ("jmp", "ret", "ud2", "hlt", "int3"):
+                break
+    return frozenset(found)
+
+
 class X86_64:  # noqa: N801 (the architecture's name)
     """The machine for System V x86-64."""
 
