@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqltrace.resolve.cache import resolve_cached
+from sqltrace.resolve.describe import describe
 from sqltrace.resolve.resolver import Overrides, resolve
 
-__all__ = ["Overrides", "resolve"]
+__all__ = ["Overrides", "describe", "resolve", "resolve_cached"]

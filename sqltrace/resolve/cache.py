@@ -1,0 +1,113 @@
+"""Remembers resolutions, and that a file holds no SQLite, between runs.
+
+An entry is keyed by the build-id, the file's size and its first 64 KiB (content hash where there is no
+build-id), and by the resolver's own source, so that an improved resolver never meets an old answer.  A build-id
+alone would let anybody's file speak for the system's library: it is whatever its author wrote into the note.
+
+The cache must never be the reason for a failure or for a wrong answer.  What cannot be read is resolved again,
+what cannot be written is not; entries appear by rename, complete.  Under sudo HOME may still be the user's: a
+directory or an entry that is not our own is neither trusted nor written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from sqltrace.errors import NoSQLiteError
+from sqltrace.resolution import Resolution
+from sqltrace.resolve.elf import Elf, open_image
+from sqltrace.resolve.resolver import Overrides, resolve_image
+
+_HEAD: Final = 64 << 10
+_LARGEST_ENTRY: Final = 1 << 20
+
+
+def resolve_cached(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Resolution:
+    """Like `resolve`, from the cache where it can be; with overrides the cache is left alone."""
+    elf = Elf(open_image(path), os.fspath(path))
+    directory = None if overrides else _directory()
+    if directory is None:
+        return resolve_image(elf, overrides=overrides)
+    entry = directory / f"{_key(elf)}.json"
+    known = _read(entry, elf.path)
+    if known is not None:
+        return known
+    try:
+        resolution = resolve_image(elf)
+    except NoSQLiteError:
+        _write(entry, {"resolution": None})
+        raise
+    _write(entry, {"resolution": resolution.to_json()})
+    return resolution
+
+
+@cache
+def _resolver_version() -> bytes:
+    """Return a digest of the resolver's source files."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.digest()
+
+
+def _key(elf: Elf) -> str:
+    digest = hashlib.sha256(_resolver_version())
+    digest.update(f"{elf.build_id}:{elf.size}:".encode())
+    digest.update(elf.data[:_HEAD] if elf.build_id else elf.data)
+    return digest.hexdigest()
+
+
+def _directory() -> Path | None:
+    """Return our own cache directory, created when needed; None when there is none that can be trusted."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        if not base.is_absolute():
+            return None
+        directory = base / "sqltrace"
+        if not directory.exists():
+            nearest = next(p for p in directory.parents if p.exists())
+            if nearest.stat().st_uid != os.geteuid():
+                return None
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.lstat()
+    except (OSError, RuntimeError):
+        return None
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    return directory if ours else None
+
+
+def _read(entry: Path, path: str) -> Resolution | None:
+    """Return a remembered resolution for `path`; None when there is none.  Raises NoSQLiteError when that is known."""
+    try:
+        fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            if os.fstat(fd).st_uid != os.geteuid():
+                return None
+            content = json.loads(file.read(_LARGEST_ENTRY))
+        known = content["resolution"]
+        if known is not None:
+            return Resolution.from_json({**known, "path": path})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    raise NoSQLiteError(f"{path} holds no SQLite")
+
+
+def _write(entry: Path, content: dict[str, Any]) -> None:
+    """Put an entry in place at once, or not at all."""
+    temporary = None
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=".", dir=entry.parent)
+        with os.fdopen(fd, "w") as file:
+            json.dump(content, file)
+        os.replace(temporary, entry)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
