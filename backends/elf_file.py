@@ -40,9 +40,7 @@ class ElfFile:
                 interpreter = None
                 for segment in elf.iter_segments():
                     if segment["p_type"] == "PT_LOAD":
-                        segments.append(
-                            LoadSegment(segment["p_vaddr"], segment["p_offset"], segment["p_filesz"])
-                        )
+                        segments.append(LoadSegment(segment["p_vaddr"], segment["p_offset"], segment["p_filesz"]))
                     elif segment["p_type"] == "PT_INTERP":
                         interpreter = str(segment.get_interp_name())
                 return cls(path, tuple(segments), interpreter)

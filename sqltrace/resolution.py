@@ -79,8 +79,7 @@ class Resolution:
             "sqlite_version": self.sqlite_version,
             "source_id": self.source_id,
             "functions": {
-                name: {"address": f.address, "evidence": list(f.evidence)}
-                for name, f in self.functions.items()
+                name: {"address": f.address, "evidence": list(f.evidence)} for name, f in self.functions.items()
             },
             "layout": {
                 name: {"offset": f.offset, "size": f.size, "evidence": list(f.evidence)}
@@ -103,11 +102,7 @@ class Resolution:
             build_id=data["build_id"],
             sqlite_version=data["sqlite_version"],
             source_id=data["source_id"],
-            functions={
-                n: Function(f["address"], evidence(f["evidence"])) for n, f in data["functions"].items()
-            },
-            layout={
-                n: Field(f["offset"], f["size"], evidence(f["evidence"])) for n, f in data["layout"].items()
-            },
+            functions={n: Function(f["address"], evidence(f["evidence"])) for n, f in data["functions"].items()},
+            layout={n: Field(f["offset"], f["size"], evidence(f["evidence"])) for n, f in data["layout"].items()},
             features_off=tuple(FeatureOff(f["feature"], f["reason"]) for f in data["features_off"]),
         )

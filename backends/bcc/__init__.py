@@ -41,9 +41,7 @@ class BccBackend:
                 "install Debian's python3-bpfcc, and let the virtual environment see it (--system-site-packages)",
             )
         if not _effective_capabilities() >> _CAP_SYS_ADMIN & 1:
-            return Availability(
-                False, "placing uprobes needs root", "run it with sudo, or use --backend frida"
-            )
+            return Availability(False, "placing uprobes needs root", "run it with sudo, or use --backend frida")
         for path, what in (
             ("/sys/kernel/btf/vmlinux", "the kernel carries no type information (CONFIG_DEBUG_INFO_BTF)"),
             ("/sys/bus/event_source/devices/uprobe/type", "the kernel has no uprobes (CONFIG_UPROBE_EVENTS)"),

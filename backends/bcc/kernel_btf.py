@@ -29,11 +29,7 @@ def member_offsets(struct_name: str, members: Sequence[str], btf: bytes) -> dict
     if len(btf) < _HEADER.size:
         raise ValueError("BTF is shorter than its header")
     magic, _, _, header, type_at, type_size, string_at, string_size = _HEADER.unpack_from(btf)
-    if (
-        magic != _MAGIC
-        or header + string_at + string_size > len(btf)
-        or header + type_at + type_size > len(btf)
-    ):
+    if magic != _MAGIC or header + string_at + string_size > len(btf) or header + type_at + type_size > len(btf):
         raise ValueError("this is not BTF, or it is cut short")
     strings = btf[header + string_at : header + string_at + string_size]
     types = btf[header + type_at : header + type_at + type_size]

@@ -89,9 +89,7 @@ class ProbeObject:
         except BackendError:
             raise
         except Exception as error:  # bcc raises bare Exception, with what the compiler said on stderr
-            raise BackendError(
-                f"bcc cannot load sqltrace's BPF programs: {error}. Use --backend frida."
-            ) from error
+            raise BackendError(f"bcc cannot load sqltrace's BPF programs: {error}. Use --backend frida.") from error
         self._layouts: dict[bytes, int] = {}
         self._links: list[int] = []
 
@@ -118,17 +116,13 @@ class ProbeObject:
         if index is None:
             index = len(self._layouts)
             if index >= _MAX_LAYOUTS:
-                raise BackendError(
-                    f"more than {_MAX_LAYOUTS} different layouts of SQLite's structs in one session."
-                )
+                raise BackendError(f"more than {_MAX_LAYOUTS} different layouts of SQLite's structs in one session.")
             table = self._bpf["layouts"]
             table[ctypes.c_int(index)] = table.Leaf.from_buffer_copy(words)
             self._layouts[words] = index
         return index
 
-    def _attach(
-        self, name: str, path: str, offsets: list[int], cookie: int, *, at_return: bool = False
-    ) -> None:
+    def _attach(self, name: str, path: str, offsets: list[int], cookie: int, *, at_return: bool = False) -> None:
         program = links.Program(self._bpf.funcs[name.encode()].fd, at_return)
         if self._multi:
             self._links.append(links.attach_multi(program, path, offsets, cookie))

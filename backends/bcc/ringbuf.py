@@ -21,9 +21,7 @@ _BUSY = 1 << 31
 _DISCARD = 1 << 30
 _HEADER = 8
 _STRIDE = _HEADER + STATEMENT.itemsize
-_RUN_HEAD = np.dtype(
-    {"names": ["length", "type"], "formats": ["<u4", "<u2"], "offsets": [0, 8], "itemsize": _STRIDE}
-)
+_RUN_HEAD = np.dtype({"names": ["length", "type"], "formats": ["<u4", "<u2"], "offsets": [0, 8], "itemsize": _STRIDE})
 _MAX_RUN = 8192
 
 

@@ -45,6 +45,7 @@ class BccTrace:
         self._resolutions: dict[Inode, Resolution] = {}
         self._pending: list[Item] = []
         self._malformed = 0
+        self._unfinished = 0
         self._child: HeldChild | None = None
         self._status: int | None = None
         self._pidfds: dict[int, int] = {}
@@ -203,6 +204,7 @@ class BccTrace:
     def _finish(self, pid: int | None, end: End) -> None:
         rest = self._object.take_statements(pid, end)
         if len(rest):
+            self._unfinished += len(rest)
             self._pending.append(rest)
 
     def _gone(self, pid: int, status: int | None) -> None:
@@ -232,12 +234,10 @@ class BccTrace:
     def counts(self) -> Counts:
         """Return hits and losses."""
         values = self._object.counts() if self._final_counts is None else self._final_counts
-        lost = {
-            key: n for key, n in zip(COUNTS[1:], values[1:], strict=True) if n and not isinstance(key, str)
-        }
+        lost = {key: n for key, n in zip(COUNTS[1:], values[1:], strict=True) if n and not isinstance(key, str)}
         if self._malformed:
             lost["record", "malformed"] = self._malformed
-        return Counts(values[0], lost)
+        return Counts(values[0] + self._unfinished, lost)
 
     def detach(self) -> Sequence[Item]:
         """Remove the probes, let everything run, return what was left."""

@@ -55,9 +55,7 @@ def duration(nanoseconds: int) -> str:
 class Terminal:
     """Writes statements for people; of the low-rate events only what they need to know."""
 
-    def __init__(
-        self, stream: BinaryIO | None = None, *, colour: bool | None = None, internal: bool = False
-    ) -> None:
+    def __init__(self, stream: BinaryIO | None = None, *, colour: bool | None = None, internal: bool = False) -> None:
         self._stream = stream
         descriptor = sys.stderr.fileno() if stream is None else stream.fileno()
         colour = wants_colour(descriptor) if colour is None else colour
