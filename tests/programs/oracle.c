@@ -524,8 +524,8 @@ static void finish(struct statement *s, const char *sql, const char *end, int rc
     long long bytes = 0;
     for (int i = 0; i < s->vars; i++) bytes += s->bound[i];
     int late = strcmp(end, "exit") == 0;
-    /* A statement that never began to run leaves the connection's count of an earlier one. */
-    int ran = counters[3] > 0;
+    /* A statement that got no lock, or could not be prepared anew, leaves the count of an earlier one. */
+    int changed = sqlite3_total_changes(s->conn->db) != s->total_changes;
     struct line line = {
         .conn = s->conn,
         .sql = sql,
@@ -535,7 +535,7 @@ static void finish(struct statement *s, const char *sql, const char *end, int rc
         .vars = s->vars,
         .bound_bytes = bytes,
         .rows = s->rows,
-        .changes = is_dml(sql) && ran ? sqlite3_changes(s->conn->db) : 0,
+        .changes = is_dml(sql) && changed ? sqlite3_changes(s->conn->db) : 0,
         .rc = rc,
         .autocommit = sqlite3_get_autocommit(s->conn->db),
         .internal = s->internal,
@@ -553,6 +553,7 @@ int o_step(struct statement *s) {
         s->internal = self->depth > 0;
         s->rows = 0;
         s->profiles = 0;
+        s->total_changes = sqlite3_total_changes(s->conn->db);
         read_counters(s->stmt, s->before);
     }
     if (self->depth == MAX_DEPTH) fail("statements are nested too deep");

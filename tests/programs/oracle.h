@@ -36,6 +36,7 @@ struct statement {
     int profiles;  /* sqlite3_trace_v2 PROFILE callbacks during this execution */
     long long rows;
     int before[7]; /* counters when it began */
+    int total_changes; /* of the connection when it began */
 };
 
 /* Set-up.  trace 0: connections get no sqlite3_trace_v2 callback, and only own steps are recorded. */
