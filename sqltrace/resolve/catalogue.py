@@ -6,8 +6,9 @@ again).  Only what hooks use is here; 64-bit Linux only.
 The layout does not follow from the release alone.  Of the compile-time options, these move a member that is
 listed here: SQLITE_OMIT_TRACE (also implied by SQLITE_OMIT_FLOATING_POINT) takes 8 bytes out of Vdbe;
 SQLITE_MAX_ATTACHED above 30 makes two masks in front of Vdbe.aCounter larger; SQLITE_DEBUG changes nearly
-everything; SQLITE_MAX_VARIABLE_NUMBER above 32767 widens Vdbe.nVar.  Where the binary does not list its options,
-the accessors tell which of these variants it is, and what still differs between the ones left is not claimed.
+everything; SQLITE_MAX_VARIABLE_NUMBER above 32767 widens Vdbe.nVar.  Where the binary does not list its options
+(it never lists OMIT_TRACE), the accessors tell which of these variants it is, and what still differs between the
+ones left is not claimed.
 
 Nor does the release tell what a vendor changed: libsql calls itself 3.45.1 and has other members in Vdbe.  Its
 source id ends in `alt1`, as Debian's does, which is unchanged; the accessors decide which it is.
@@ -88,8 +89,10 @@ def variants(options: frozenset[str] | None) -> tuple[Variant, ...]:
     if options & {"DEBUG", "OMIT_DISKIO"}:
         return ()
     size = 4 if (_option_value(options, "MAX_VARIABLE_NUMBER") or 0) > 32767 else 2
-    omit_trace = bool(options & {"OMIT_TRACE", "OMIT_FLOATING_POINT"})
-    return (Variant(omit_trace, (_option_value(options, "MAX_ATTACHED") or 0) > 30, size),)
+    masks = (_option_value(options, "MAX_ATTACHED") or 0) > 30
+    # ctime.c lists OMIT_TRACE only where it is defined as something else than 1.
+    listed = any(o.partition("=")[0] in ("OMIT_TRACE", "OMIT_FLOATING_POINT") for o in options)
+    return tuple(Variant(omit_trace, masks, size) for omit_trace in ((True,) if listed else (False, True)))
 
 
 def layout(release: int, variant: Variant) -> Iterator[FieldClaim]:

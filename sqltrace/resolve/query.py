@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqltrace.errors import NoSQLiteError, NotAnImageError
 from sqltrace.resolution import Resolution
-from sqltrace.resolve import resolve as resolve_cached
+from sqltrace.resolve import resolve_cached
 
 
 def sqlite_in(path: str) -> Resolution | None:
