@@ -1,0 +1,72 @@
+# make demo   sets everything up and traces a real `fossil new a`
+# make test   sets everything up and runs the tests
+# make lint   ruff, the formatter and mypy
+# make bench  prints the benchmark tables
+
+SHELL := /bin/bash
+PYTHON := /usr/bin/python3
+BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# What a run needs, and what the tests need beside it.
+DEMO_PACKAGES := python3-bpfcc python3-venv fossil
+TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps
+
+.PHONY: demo test lint format bench clean setup setup-test
+
+# $(call debian,packages): installs those that are missing; silent and quick when none is.
+define debian
+	@missing=; for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  $(SUDO) apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+endef
+
+setup:
+	$(call debian,$(DEMO_PACKAGES))
+	@$(MAKE) --no-print-directory .venv/installed
+
+setup-test: setup
+	$(call debian,$(TEST_PACKAGES) $(if $(shell command -v npm),,nodejs npm libnode-dev))
+	@$(MAKE) --no-print-directory .venv/installed-dev
+
+# Debian's python3 and its site-packages, because python3-bpfcc belongs to it.
+.venv/installed: pyproject.toml
+	@[ -x $(BIN)/python ] || { echo "making .venv"; $(PYTHON) -m venv --system-site-packages .venv; }
+	@echo "installing sqltrace and its libraries into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/sqltrace --version >/dev/null
+	@touch $@
+
+.venv/installed-dev: pyproject.toml .venv/installed
+	@echo "installing the test tools into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/pytest --version >/dev/null
+	@touch $@
+
+demo: setup
+	@set -e; root=$$PWD; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; rm -f demo.jsonl; cd "$$folder"; \
+	echo; echo '$$ sqltrace run -o demo.jsonl -- fossil new a'; \
+	HOME="$$folder" USER=$${USER:-$$(id -un)} "$$root/$(BIN)/sqltrace" run -o "$$root/demo.jsonl" -- fossil new a; \
+	echo; echo '$$ sqltrace show --limit 6 demo.jsonl'; \
+	"$$root/$(BIN)/sqltrace" show --limit 6 "$$root/demo.jsonl"; \
+	echo "the log: $$root/demo.jsonl"
+
+test: setup-test
+	@$(BIN)/python -m pytest
+
+lint: setup-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup-test
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist demo.jsonl *.egg-info
