@@ -370,12 +370,13 @@ class Elf:
         starts, entries = starts[order], entries[order]
         if not len(starts):
             return none
-        following = np.append(starts[1:], starts[-1] + 1)
+        following = np.append(starts[1:], np.iinfo(np.int64).max)
         return starts, np.minimum(starts + self._fde_sizes(starts, entries, following), following)
 
     def _fde_sizes(self, starts: Addresses, entries: Addresses, following: Addresses) -> Addresses:
         """Return the size that each frame description gives, up to the next start where it cannot be read."""
         sizes = following - starts
+        sizes[-1] = 1
         for segment in self.segments:
             here = np.flatnonzero((entries >= segment.address) & (entries + 16 <= segment.end))
             if not len(here):

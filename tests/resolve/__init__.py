@@ -1,0 +1,1 @@
+"""The resolver: each rung alone, then the ladder against symbols, DWARF and offsetof."""
