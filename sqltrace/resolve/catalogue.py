@@ -17,7 +17,7 @@ source id ends in `alt1`, as Debian's does, which is unchanged; the accessors de
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqltrace.resolve.claims import FieldClaim
@@ -114,8 +114,13 @@ def layout(release: int, variant: Variant) -> Iterator[FieldClaim]:
             yield FieldClaim(name, offset, width)
 
 
-def _fits(claims: Iterable[FieldClaim], known: Mapping[str, FieldClaim]) -> bool:
-    return all(c.name not in known or known[c.name].offset == c.offset for c in claims)
+def _fits(release: int, variant: Variant, known: Mapping[str, FieldClaim]) -> bool:
+    if any(c.name in known and known[c.name].offset != c.offset for c in layout(release, variant)):
+        return False
+    if not variant.wide_masks:
+        return True
+    narrow = {c.name: c.offset for c in layout(release, replace(variant, wide_masks=False))}
+    return all(known[n].offset > narrow[n] for n in _AFTER_MASKS if n in known and n in narrow)
 
 
 def catalogue_claims(
@@ -127,8 +132,9 @@ def catalogue_claims(
     returned.  When all contradict it, the answer for unmodified source is the contradiction itself (the caller
     finds it), for `modified` source nothing.
     """
-    possible = [list(layout(release, v)) for v in variants(options)]
-    fitting = [claims for claims in possible if _fits(claims, known)]
-    if not fitting:
-        return [] if modified or not possible else possible[0]
-    return [c for c in fitting[0] if all(c in other for other in fitting[1:])]
+    possible = variants(options)
+    fitting = [v for v in possible if _fits(release, v, known)]
+    if not fitting and (modified or not possible):
+        return []
+    layouts = [list(layout(release, v)) for v in fitting or possible[:1]]
+    return [c for c in layouts[0] if all(c in other for other in layouts[1:])]

@@ -158,7 +158,7 @@ class Elf:
     def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:
         try:
             return struct.unpack_from(layout, self.data, offset)
-        except struct.error:
+        except (struct.error, OverflowError):
             raise NotAnImageError(f"{self.path} is damaged: it ends before byte {offset}") from None
 
     def _read_program_headers(self) -> None:
@@ -298,7 +298,7 @@ class Elf:
                 slots.append(symbolic["offset"][defined])
                 values.append(symbols["value"][defined] + symbolic["addend"][defined].view(np.uint64))
         slot, value = np.concatenate(slots), np.concatenate(values)
-        inside = slot < np.uint64(1 << 63)
+        inside = (slot < np.uint64(1 << 63)) & (value < np.uint64(1 << 63))
         addresses: Addresses = slot[inside].astype(np.int64)
         order = np.argsort(addresses, kind="stable")
         return addresses[order], value[inside][order]

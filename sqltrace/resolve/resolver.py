@@ -37,6 +37,7 @@ HOOKED: Final = (*REQUIRED_FUNCTIONS, *PREPARE_FAMILY)
 REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
 _WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite3.nTotalChange")
 """Fields that hooks read 2, 4 or 8 bytes wide: without the width they are of no use."""
+_SURPRISES: Final = (ArithmeticError, LookupError, ValueError, TypeError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,11 @@ def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None)
 
 def resolve_image(elf: Elf, *, overrides: Overrides | None = None) -> Resolution:
     """Like `resolve`, for a file that is open already."""
-    return _Ladder(elf, overrides or Overrides()).climb()
+    try:
+        return _Ladder(elf, overrides or Overrides()).climb()
+    except _SURPRISES as error:
+        # Fuzzing finds none of these any more; whoever feeds us the next one still gets a sentence.
+        raise ResolutionError(f"{elf.path} seems to be damaged: {type(error).__name__}: {error}") from error
 
 
 def source_ids(elf: Elf) -> set[str]:
@@ -80,7 +85,7 @@ class _Ladder:
     def climb(self) -> Resolution:
         elf, claims = self._elf, self._claims
         ids = source_ids(elf)
-        if not ids and not self._overrides.functions:
+        if not elf.code or (not ids and not self._overrides.functions):
             raise NoSQLiteError(f"{elf.path} holds no SQLite")
         for name, address in self._overrides.functions.items():
             claims.add_function(name, address, Evidence.OVERRIDE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqltrace.errors import NotAnImageError, SqltraceError
+from sqltrace.resolve import resolver
 from sqltrace.resolve.elf import Elf, open_image
 from sqltrace.resolve.resolver import resolve, resolve_image
 from tests.support.elf_builder import Part, R, W, X, build_elf, build_id_note, eh_frame
+
+
+@pytest.fixture(autouse=True, scope="module")
+def surprises_are_seen() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolver, "_SURPRISES", ())
+        yield
+
 
 CODE = Part(0x1000, R | X, b"\x90" * 256)
 DATA = Part(0x3000, R | W, struct.pack("<4Q", 0, 0x1010, 0, 0x1020))

@@ -104,9 +104,7 @@ def amalgamation(version: str = DEFAULT_VERSION) -> Path:
         return directory
     with _locked(directory):
         if not (directory / "complete").exists():
-            name = _run(
-                "npm", "pack", "--silent", f"better-sqlite3@{PACKAGES[version]}", cwd=directory
-            ).split()[-1]
+            name = _run("npm", "pack", "--silent", f"better-sqlite3@{PACKAGES[version]}", cwd=directory).split()[-1]
             for file, content in _sqlite_files((directory / name).read_bytes()):
                 (directory / file).write_bytes(content)
             (directory / name).unlink()

@@ -39,10 +39,7 @@ MEMBERS = [
 
 def _has_member(source: str, struct: str, member: str) -> bool:
     body = re.search(rf"^struct {struct} \{{(.*?)^\}};", source, re.MULTILINE | re.DOTALL)
-    return (
-        body is not None
-        and re.search(rf"\b{member}\b(?:\[[^\]]*\])?(?: *: *\d+)?[;,]", body.group(1)) is not None
-    )
+    return body is not None and re.search(rf"\b{member}\b(?:\[[^\]]*\])?(?: *: *\d+)?[;,]", body.group(1)) is not None
 
 
 @functools.cache
@@ -51,9 +48,7 @@ def true_layout(version: str, flags: Sequence[str] = ()) -> dict[str, tuple[int,
 
     Only the part of the amalgamation up to btree.c is compiled: by then all structs are declared.
     """
-    cached = (
-        BUILD / "layout" / (hashlib.sha256("\0".join([version, *flags]).encode()).hexdigest()[:16] + ".json")
-    )
+    cached = BUILD / "layout" / (hashlib.sha256("\0".join([version, *flags]).encode()).hexdigest()[:16] + ".json")
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_text(json.dumps(_compile(version, flags)))
@@ -88,6 +83,4 @@ def _compile(version: str, flags: Sequence[str]) -> dict[str, tuple[int, int]]:
     numbers: list[int] = []
     for directive, value in re.findall(r"\.(long|zero)\s+(\d+)", body)[: len(values) + 1]:
         numbers += [int(value)] if directive == "long" else [0] * (int(value) // 4)
-    return dict(
-        zip([*names, "sizeof(Mem)", "MEM_Zero"], zip(numbers[::2], numbers[1::2], strict=False), strict=False)
-    )
+    return dict(zip([*names, "sizeof(Mem)", "MEM_Zero"], zip(numbers[::2], numbers[1::2], strict=False), strict=False))

@@ -1,0 +1,97 @@
+"""Remembered resolutions: right, private, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from sqltrace.errors import NoSQLiteError
+from sqltrace.resolution import Field, Function
+from sqltrace.resolve import Overrides, cache, resolve_cached
+from tests.support.sqlite_builds import build_twin
+
+LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "sqltrace"
+
+
+def forbid_resolving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "resolve_image", lambda *_, **__: pytest.fail("resolved again"))
+
+
+def test_the_second_answer_comes_from_the_cache_under_the_path_asked_for(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copy(build_twin().stripped, copy)
+    first = resolve_cached(build_twin().stripped)
+    forbid_resolving(monkeypatch)
+    second = resolve_cached(copy)
+    assert second.path == str(copy)
+    assert (second.functions, second.layout, second.build_id) == (first.functions, first.layout, first.build_id)
+
+
+def test_that_a_file_holds_no_sqlite_is_remembered(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoSQLiteError):
+        resolve_cached(LIBC)
+    forbid_resolving(monkeypatch)
+    with pytest.raises(NoSQLiteError, match=LIBC):
+        resolve_cached(LIBC)
+
+
+def test_directory_and_entries_are_for_their_owner_only(home: Path) -> None:
+    resolve_cached(build_twin().stripped)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(f.stat().st_mode) for f in home.iterdir()] == [0o600]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b"[]", b'{"resolution": {}}', b'{"resolution": 7}', b"\xff" * 99, b"[" * 99999]
+)
+def test_a_corrupted_entry_is_resolved_again_and_mended(home: Path, garbage: bytes) -> None:
+    expected = resolve_cached(build_twin().stripped)
+    entry = next(home.iterdir())
+    entry.write_bytes(garbage)
+    assert resolve_cached(build_twin().stripped) == expected
+    assert json.loads(entry.read_bytes())["resolution"]["sqlite_version"] == "3.50.4"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for place in (str(tmp_path / "file"), "/proc/nowhere", "relative/path"):
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        assert resolve_cached(build_twin().stripped).sqlite_version == "3.50.4"
+
+
+def test_a_cache_that_others_may_write_is_neither_read_nor_written(home: Path) -> None:
+    home.mkdir(parents=True)
+    home.chmod(0o777)
+    resolve_cached(build_twin().stripped)
+    assert not any(home.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_the_cache_of_another_user_is_not_touched_under_sudo(home: Path) -> None:
+    home.parent.mkdir(parents=True)
+    os.chown(home.parent, 65534, 65534)
+    resolve_cached(build_twin().stripped)
+    assert not home.exists()
+
+
+def test_what_the_user_says_wins_and_is_not_remembered(home: Path) -> None:
+    step = resolve_cached(build_twin().stripped).functions["sqlite3_step"]
+    overrides = Overrides(functions={"sqlite3_reset": step.address}, layout={"Vdbe.zSql": Field(8, 8, ())})
+    before = sorted(home.iterdir())
+    resolution = resolve_cached(build_twin().stripped, overrides=overrides)
+    assert resolution.functions["sqlite3_reset"] == Function(step.address, ("override",))  # type: ignore[arg-type]
+    assert resolution.layout["Vdbe.zSql"].offset == 8
+    assert sorted(home.iterdir()) == before
