@@ -309,18 +309,19 @@ def _same_execution(where: str, line: Line, event: Line, found: list[Difference]
     def differ(name: str, want: Any, got: Any) -> None:
         found.append(Difference(where, name, want, got))
 
-    # A statement that was destroyed out of sight could not be read at its end.
-    unreadable = line["end"] == "unseen" and event["incomplete"]
+    # A statement that was destroyed out of sight, or with its process, could not be read at its end.
+    unreadable = line["late"] and event["incomplete"]
     for name in EXACT:
         want = line[name]
         if want is not None and want != event[name] and not (unreadable and event[name] is None):
             differ(name, want, event[name])
     for name in FLAGS:
-        if line[name] is not None and line[name] is not bool(event[name]):
-            differ(name, line[name], event[name])
+        want = line[name]
+        if want is not None and want is not event[name] and not (unreadable and event[name] is None):
+            differ(name, want, event[name])
     if event["end"] not in _ENDS.get(line["end"], {line["end"]}):
         differ("end", line["end"], event["end"])
-    if event["incomplete"] and line["end"] != "unseen":
+    if event["incomplete"] and not line["late"]:
         differ("incomplete", False, event["incomplete"])
     if event["rc_name"] != RC_NAMES.get(event["rc"], event["rc_name"]):
         differ("rc_name", RC_NAMES[event["rc"]], event["rc_name"])
