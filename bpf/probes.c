@@ -150,6 +150,22 @@ static __always_inline int sqlite_says_running(struct layout *l, u64 stmt, int o
   return otherwise;
 }
 
+/*
+ * Whether the innermost step under way on this thread is a step of this very statement.  sqlite3_step resets a
+ * statement by itself, after DONE or an error and when the schema has changed: that ends no execution.
+ */
+static __always_inline int steps_itself(u64 stmt, u64 sp)
+{
+  u64 id = bpf_get_current_pid_tgid();
+  struct thread *t = threads.lookup(&id);
+  if (!t || t->depth == 0)
+    return 0;
+  u32 top = t->depth - 1;
+  asm volatile("" : "+r"(top));
+  top &= FRAMES - 1;
+  return t->frames[top].stmt == stmt && t->frames[top].sp > sp;
+}
+
 static __always_inline void announce(struct follow *f, u32 tgid)
 {
   if (!f->unannounced)
@@ -572,7 +588,7 @@ int step_entry(struct pt_regs *ctx)
   struct statement_key key = {.stmt = stmt, .tgid = bpf_get_current_pid_tgid() >> 32};
   struct statement *s = statements.lookup(&key);
   int running = sqlite_says_running(l, stmt, s ? s->running : 0);
-  int more = 0;
+  int more = 0, known = s != 0;
   if (s && s->running && !running)
     finish_unseen(t, s, stmt);
   if (!s || !s->running) {
@@ -601,7 +617,8 @@ int step_entry(struct pt_regs *ctx)
     }
     s->running = 1;
     s->layout = index;
-    s->flags = (running ? STATEMENT_INCOMPLETE : 0) | (depth ? STATEMENT_NESTED : 0);
+    /* A known one goes on after BUSY where it stood; an unknown one was under way before we came. */
+    s->flags = (running && !known ? STATEMENT_INCOMPLETE : 0) | (depth ? STATEMENT_NESTED : 0);
     s->begin_ns = bpf_ktime_get_ns();
     s->end_ns = s->begin_ns;
     s->step_ns = s->rows = s->changed = 0;
@@ -702,7 +719,7 @@ int reset_entry(struct pt_regs *ctx)
   if (!key.stmt || !current_follow())
     return 0;
   struct statement *s = statements.lookup(&key);
-  if (!s || !s->running)
+  if (!s || !s->running || steps_itself(key.stmt, PT_REGS_SP(ctx)))
     return 0;
   struct thread *t = current_thread();
   struct layout *l = probe_layout(ctx, &index);
