@@ -39,6 +39,7 @@ _BEFORE_CHANGES64: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
     ("sqlite3_changes", "sqlite3.nChange", (4,)),
     ("sqlite3_total_changes", "sqlite3.nTotalChange", (4,)),
 )
+_SIZEOF_DB: Final = 32
 _FILENAME_CHAIN: Final = ("sqlite3.aDb", "Db.pBt", "Btree.pBt", "BtShared.pPager", "Pager.zFilename")
 
 
@@ -150,6 +151,8 @@ def _chain(value: Linear) -> tuple[int, ...] | None:
 def filename_claims(trace: Trace) -> Iterator[FieldClaim]:
     """Yield the way from a connection to its file: `db->aDb[0].pBt->pBt->pPager->zFilename`."""
     chains = {c for c in map(_chain, trace.returns) if c is not None and len(c) == len(_FILENAME_CHAIN)}
+    # Where the loop over db->aDb was followed, the element is not the first: &aDb[-1], &aDb[1].
+    chains = {c for c in chains if min(c) >= 0 and c[1] < _SIZEOF_DB}
     if len(chains) == 1:
         for name, offset in zip(_FILENAME_CHAIN, chains.pop(), strict=True):
             yield FieldClaim(name, offset, 8)

@@ -104,7 +104,8 @@ def field_load(value: Linear, base: Term, sizes: Sequence[int]) -> int | None:
     term = value.single
     if not isinstance(term, Load) or term.size not in sizes:
         return None
-    return term.address.offset_from(base)
+    offset = term.address.offset_from(base)
+    return offset if offset is not None and offset >= 0 else None
 
 
 @dataclass(frozen=True, slots=True)
