@@ -20,7 +20,7 @@ def open_output(path: str, *, force: bool) -> BinaryIO:
     if path == "-":
         return os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    flags |= os.O_NONBLOCK if force else os.O_EXCL  # not to hang on a pipe that --force meets
+    flags |= os.O_NONBLOCK if force else os.O_EXCL  # a pipe without a reader is an error
     try:
         descriptor = os.open(path, flags, 0o600)
     except FileExistsError:
@@ -28,16 +28,13 @@ def open_output(path: str, *, force: bool) -> BinaryIO:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}.") from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OutputError(f"{path} is not a regular file. Choose another name, or use -o - and a pipe.")
-        os.ftruncate(descriptor, 0)
-        _give_to_caller(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # --force may also name /dev/null or a pipe
+            os.ftruncate(descriptor, 0)
+            _give_to_caller(descriptor)
+        os.set_blocking(descriptor, True)
     except OSError as error:
         os.close(descriptor)
         raise OutputError(f"cannot write {path}: {error.strerror}.") from error
-    except OutputError:
-        os.close(descriptor)
-        raise
     return os.fdopen(descriptor, "wb", buffering=0)
 
 

@@ -1,0 +1,6 @@
+"""Print every table."""
+
+from benchmarks import cost, reader
+
+reader.table()
+cost.table()
