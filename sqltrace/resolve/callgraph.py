@@ -68,22 +68,18 @@ def find_references(elf: Elf, targets: Iterable[int]) -> list[Reference]:
         nearest = np.minimum(np.searchsorted(wanted, target), len(wanted) - 1)
         hit = wanted[nearest] == target
         found += map(Reference, (segment.address + at[hit]).tolist(), target[hit].tolist())
-        if not elf.position_independent:
-            found += _immediates(elf, segment.address, segment.offset, segment.size, wanted.tolist())
+    if not elf.position_independent:
+        found += _immediates(elf, wanted.tolist())
     return found
 
 
-def _immediates(elf: Elf, address: int, offset: int, size: int, targets: Iterable[int]) -> Iterator[Reference]:
-    for target in targets:
-        if not 0 < target < 1 << 32:
-            continue
-        pattern = target.to_bytes(4, "little")
-        at = elf.data.find(pattern, offset, offset + size)
-        while at >= 0:
-            # mov reg, imm32; push imm32; mov [reg + disp8], imm32 and its like
-            if elf.data[at - 1] & 0xF8 == 0xB8 or elf.data[at - 1] == 0x68 or 0xC7 in elf.data[at - 3 : at - 1]:
-                yield Reference(address + at - 1 - offset, target)
-            at = elf.data.find(pattern, at + 1, offset + size)
+def _immediates(elf: Elf, targets: Iterable[int]) -> Iterator[Reference]:
+    patterns = [t.to_bytes(4, "little") for t in targets if 0 < t < 1 << 32]
+    for address, pattern in elf.find_all(patterns, elf.code):
+        before = elf.read(address - 2, 2)
+        # mov reg, imm32; push imm32; mov [..], imm32 with an 8-bit displacement or none
+        if before and (before[-1] & 0xF8 == 0xB8 or before[-1] == 0x68 or 0xC7 in elf.read(address - 3, 2)):
+            yield Reference(address - 1, int.from_bytes(pattern, "little"))
 
 
 class CallGraph:

@@ -15,7 +15,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeAlias
@@ -35,6 +35,7 @@ _MAPPED_SIZE: Final = 48 << 20
 """Files from this size on are mapped instead of read: reading 280 MiB takes 1.1 s from a cold cache.
 A mapped file that is cut short meanwhile kills us (SIGBUS), so that smaller files are read."""
 
+_COPY: Final = 4 << 20
 _EM_X86_64: Final = 62
 _MACHINES: Final = {3: "i386", 40: "arm", 183: "arm64", 243: "riscv64"}
 _MACHO_MAGIC: Final = (b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
@@ -247,6 +248,22 @@ class Elf:
         data = self.read(address, limit)
         end = data.find(b"\0")
         return None if end < 0 else data[:end]
+
+    def find_all(self, patterns: Collection[bytes], segments: Iterable[Segment]) -> Iterator[tuple[int, bytes]]:
+        """Yield (address, pattern) wherever one of the patterns occurs in these segments.
+
+        In copies of 4 MiB: mmap.find compares byte by byte, bytes.find is ten times as fast.
+        """
+        overlap = max(map(len, patterns), default=1) - 1
+        for segment in segments:
+            for start in range(0, segment.size, _COPY):
+                at = segment.offset + start
+                chunk = bytes(self.data[at : min(at + _COPY + overlap, segment.offset + segment.size)])
+                for pattern in patterns:
+                    found = chunk.find(pattern)
+                    while 0 <= found < _COPY:
+                        yield segment.address + start + found, pattern
+                        found = chunk.find(pattern, found + 1)
 
     def is_code(self, address: int) -> bool:
         """Whether `address` lies in an executable segment."""

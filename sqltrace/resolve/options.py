@@ -29,16 +29,11 @@ def _option_at(elf: Elf, table: PointerTable, index: int) -> str | None:
 def compile_options(elf: Elf) -> frozenset[str] | None:
     """Return the options, as in {"OMIT_TRACE", "THREADSAFE=1"}; None when the file has no (or no single) list."""
     lists = set()
-    for anchor in _ANCHORS:
-        at = elf.data.find(anchor)
-        while at >= 0:
-            address = elf.address_of(at + 1)
-            at = elf.data.find(anchor, at + 1)
-            if address is None:
-                continue
-            for table in elf.pointers:
-                for index in np.flatnonzero(table.words == np.uint64(address)).tolist():
-                    lists.add(_around(elf, table, index))
+    segments = [s for s in elf.segments if not s.executable and not s.writable] or elf.segments
+    for address, _ in elf.find_all(_ANCHORS, segments):
+        for table in elf.pointers:
+            for index in np.flatnonzero(table.words == np.uint64(address + 1)).tolist():
+                lists.add(_around(elf, table, index))
     return lists.pop() if len(lists) == 1 else None
 
 

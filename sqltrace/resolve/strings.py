@@ -66,17 +66,10 @@ class StringEvidence:
 
 def _anchor_addresses(elf: Elf) -> dict[int, str]:
     """Return where the messages lie, and which anchor each belongs to."""
-    found = {}
+    # The end of a string counts, not its start: linkers let one string be the tail of another.
+    names = {text + b"\0": name for name, texts in _ANCHORS.items() for text in texts}
     segments = [s for s in elf.segments if not s.executable and not s.writable] or elf.segments
-    for segment in segments:
-        for name, texts in _ANCHORS.items():
-            for text in texts:
-                # The end counts, not the start: linkers let one string be the tail of another.
-                at = elf.data.find(text + b"\0", segment.offset, segment.offset + segment.size)
-                while at >= 0:
-                    found[segment.address + at - segment.offset] = name
-                    at = elf.data.find(text + b"\0", at + 1, segment.offset + segment.size)
-    return found
+    return {address: names[text] for address, text in elf.find_all(list(names), segments)}
 
 
 def string_evidence(elf: Elf, executor: Executor) -> StringEvidence:
