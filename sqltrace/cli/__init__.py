@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.execute(arguments))
     except SqltraceError as error:
-        print(f"sqltrace: {error}", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
+        text = str(error).rstrip(".")
+        print(f"sqltrace: {text}.", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
         return error.exit_code
     except KeyboardInterrupt:
         return 130

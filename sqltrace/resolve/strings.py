@@ -50,7 +50,7 @@ _PREPARE_SAVESQL: Final = 0x80
 _STMTSTATUS_MEMUSED: Final = 99
 _COMPARE_WITH_MEMUSED: Final = re.compile(rb"\x83[\xf8-\xff]\x63")
 _SMALL: Final = 400
-_MOST_BINDS: Final = 24
+_MOST_BINDS: Final = 8
 _INDEX: Final = Linear(0, ((INDEX, 1),))
 _OWN: Final = Linear(0, ((OBJECT, 1),))
 

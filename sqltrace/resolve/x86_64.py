@@ -83,15 +83,21 @@ def reachable(elf: Elf, start: int, end: int) -> frozenset[int]:
     pending = [start]
     while pending:
         pc = pending.pop()
-        for address, _, mnemonic, operands in decoder.disasm_lite(elf.read(pc, end - pc), pc):
+        following = pc
+        # capstone decodes all that it is given at once, most of which another path has decoded already.
+        for address, size, mnemonic, operands in decoder.disasm_lite(elf.read(pc, min(end - pc, _WINDOW)), pc):
             if address in found:
                 break
             found.add(address)
+            following = address + size
             name = mnemonic.split()[-1]
             if name[0] == "j" and operands.startswith("0x") and start <= int(operands, 16) < end:
                 pending.append(int(operands, 16))
             if name in ("jmp", "ret", "ud2", "hlt", "int3"):
                 break
+        else:
+            if pc < following < end:
+                pending.append(following)
     return frozenset(found)
 
 
