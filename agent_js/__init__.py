@@ -1,0 +1,1 @@
+"""The Frida agent: JavaScript that sets up, C that does the work."""

@@ -81,7 +81,8 @@ Item = Record | Probed | Refused | Started | Ended
 class Counts:
     """What the hooks saw and what got lost, for `hits == emitted + filtered + lost`.
 
-    hits: executions whose end a hook saw, or that were still running at the end.  lost: (record type name, reason) -> number of records.
+    hits: executions whose end a hook saw, or that were still running at the end.
+    lost: (record type name, reason) -> number of records.
     """
 
     hits: int

@@ -41,7 +41,7 @@ def choose(
                 f"the {name} backend does not work here: {availability.reason}. Remedy: {availability.remedy}."
             )
         return backend
-    reasons = []
+    reasons: list[str] = []
     for candidate in BACKENDS:
         backend = load(candidate)
         availability = backend.available()

@@ -1,5 +1,8 @@
-"""The little that a backend has to know of an ELF file: where in the file a virtual address lies, the interpreter,
-one symbol of the dynamic loader.  All else about ELF is the resolver's."""
+"""The little that a backend has to know of an ELF file.
+
+Where in the file a virtual address lies, the interpreter, one symbol of the dynamic loader: all else about ELF is
+the resolver's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+from elftools.elf.segments import InterpSegment
 
 from sqltrace.errors import NotAnImageError
 
@@ -42,6 +46,7 @@ class ElfFile:
                     if segment["p_type"] == "PT_LOAD":
                         segments.append(LoadSegment(segment["p_vaddr"], segment["p_offset"], segment["p_filesz"]))
                     elif segment["p_type"] == "PT_INTERP":
+                        assert isinstance(segment, InterpSegment)  # noqa: S101 - what pyelftools makes of it
                         interpreter = str(segment.get_interp_name())
                 return cls(path, tuple(segments), interpreter)
         except (OSError, ELFError, UnicodeDecodeError, ValueError, AttributeError) as error:

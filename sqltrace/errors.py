@@ -36,7 +36,7 @@ class BackendError(SqltraceError):
 
 
 class TargetError(SqltraceError):
-    """The process cannot be observed: it is gone, belongs to somebody else, or is of a kind the backend must not touch."""
+    """The process cannot be observed: gone, somebody else's, or of a kind that the backend must not touch."""
 
 
 class OutputError(SqltraceError):

@@ -277,7 +277,7 @@ def _signal_name(number: int) -> str:
 def signals(session: Session, child: Callable[[], int | None]) -> Iterator[None]:
     """Handle signals as a tracer should.
 
-    With a command: Ctrl-C and Ctrl-\\ belong to the command (the terminal sends them to it as well), SIGTERM and
+    With a command: Ctrl-C and SIGQUIT belong to the command (the terminal sends them to it as well), SIGTERM and
     SIGHUP are passed on to it.  Otherwise they end the session, and the processes go on.
     """
 

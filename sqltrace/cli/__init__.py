@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect as inspect_module
 import os
 import sys
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sqltrace {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        text = (command.__doc__ or "").strip()
+        text = inspect_module.cleandoc(command.__doc__ or "")
         sub = subparsers.add_parser(
             command.name,
-            help=text.split("\n", 1)[0],
+            help=text[:1].lower() + text[1:].split("\n", 1)[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -8,6 +8,7 @@ import re
 
 from sqltrace.backends.choice import choose
 from sqltrace.cli import tracing
+from sqltrace.cli.base import Command
 from sqltrace.errors import TargetError
 from sqltrace.resolve.query import sqlite_in
 from sqltrace.session import new_session_id, signals
@@ -21,8 +22,8 @@ def parse_pids(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-class Attach:
-    """show what running processes execute in SQLite, until Ctrl-C
+class Attach(Command):
+    """Show what running processes execute in SQLite, until Ctrl-C.
 
     The processes go on as before when sqltrace leaves them.
     """

@@ -8,10 +8,11 @@ import sys
 
 from sqltrace import __version__
 from sqltrace.backends.choice import BACKENDS, load
+from sqltrace.cli.base import Command
 
 
-class Doctor:
-    """say for each backend whether it works here; if not, why, and what to do
+class Doctor(Command):
+    """Say for each backend whether it works here; if not, why, and what to do.
 
     Exit status: 0 when at least one works, 125 when none does.
     """

@@ -7,12 +7,13 @@ import sys
 
 import msgspec
 
+from sqltrace.cli.base import Command
 from sqltrace.resolve import resolve
 from sqltrace.resolve.describe import describe
 
 
-class Inspect:
-    """say whether a file holds SQLite, which release, and where everything is
+class Inspect(Command):
+    """Say whether a file holds SQLite, which release, and where everything is.
 
     Shows each function and each struct field with the evidence for it, and what will not be reported and why.
     """

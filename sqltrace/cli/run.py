@@ -6,13 +6,14 @@ import argparse
 
 from sqltrace.backends.choice import choose
 from sqltrace.cli import tracing
+from sqltrace.cli.base import Command
 from sqltrace.errors import BackendError, UsageError
 from sqltrace.resolve.query import sqlite_in
 from sqltrace.session import new_session_id, signals
 
 
-class Run:
-    """run a command and show every statement that it executes in SQLite
+class Run(Command):
+    """Run a command and show every statement that it executes in SQLite.
 
     The command keeps the terminal, its input and its output; sqltrace's exit status is the command's own,
     or 125 when sqltrace fails, 126 when the command cannot be executed, 127 when it is not found.

@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 
+from sqltrace.cli.base import Command
 from sqltrace.cli.tracing import parse_count
 from sqltrace.events.load import read_events, statement_from
 from sqltrace.sinks.terminal import Terminal
 
 
-class Show:
-    """show the statements of a log as `run` shows them without -o
+class Show(Command):
+    """Show the statements of a log as `run` shows them without -o.
 
     Ends with how many there are.
     """

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from sqltrace.backends.base import Options
 from sqltrace.backends.choice import BACKENDS
-from sqltrace.session import Limits, Session, Totals, new_session_id
+from sqltrace.session import Limits, Session, Totals
 from sqltrace.sinks.base import Sink
 from sqltrace.sinks.jsonl import JsonLines
 from sqltrace.sinks.output import open_output
@@ -96,7 +96,7 @@ def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, sessio
         sink,
         Limits(arguments.duration, arguments.limit, arguments.sql_limit),
         recorded | {"session": session_id},
-        notice=(lambda text: say(text)) if arguments.verbose else (lambda _: None),
+        notice=say if arguments.verbose else (lambda _: None),
     )
 
 

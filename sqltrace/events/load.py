@@ -21,7 +21,7 @@ class LogError(SqltraceError):
 def open_log(path: str) -> BinaryIO:
     """Open a log for reading, `-` is standard input; raises LogError."""
     try:
-        return sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115 - the caller closes it
+        return sys.stdin.buffer if path == "-" else open(path, "rb")
     except OSError as error:
         raise LogError(f"cannot read {path}: {error.strerror}.") from error
 
@@ -49,7 +49,7 @@ def read_events(path: str) -> Iterator[dict[str, Any]]:
             raise LogError(f"cannot read {path}: {error.strerror}.") from error
 
 
-def _bytes(value: Any) -> bytes | None:  # noqa: ANN401 - JSON
+def _bytes(value: Any) -> bytes | None:
     if isinstance(value, dict):
         return base64.b64decode(value["b64"])
     return None if value is None else str(value).encode("utf-8", "surrogatepass")

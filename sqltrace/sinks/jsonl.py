@@ -25,7 +25,7 @@ _BUFFER = 1 << 20
 _BOOL = ("false", "true")
 
 
-def render_json(event_dict: EventDict, **_: Any) -> str:  # noqa: ANN401 - structlog's serializer signature
+def render_json(event_dict: EventDict, **_: Any) -> str:
     """Serialise as this log does: compact, UTF-8, keys in the order given."""
     return msgspec.json.encode(event_dict).decode()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sqltrace.backends.elf_file import dynamic_symbol
 from tests.conftest import read_log, sqltrace_command
 
 pytestmark = pytest.mark.bcc
@@ -46,8 +48,6 @@ def writer(folder: Path, rows: int) -> Iterator[subprocess.Popen[str]]:
 
 def code_of_step(pid: int) -> bytes:
     """The first bytes of sqlite3_step in the process's memory."""
-    from sqltrace.backends.elf_file import dynamic_symbol
-
     path = "/usr/lib/x86_64-linux-gnu/libsqlite3.so.0"
     address = dynamic_symbol(path, "sqlite3_step")
     assert address
@@ -126,8 +126,6 @@ def test_the_command_survives_kill_9_of_the_tracer(tmp_path: Path) -> None:
 
 
 def read_log_so_far(path: Path) -> list[dict[str, object]]:
-    import json
-
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 

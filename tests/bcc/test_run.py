@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,8 +124,6 @@ def test_a_statement_running_at_exit_is_reported(trace: Trace) -> None:
 
 
 def test_the_terminal_form_goes_to_stderr_and_the_output_stays_the_commands(tmp_path: Path) -> None:
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "sqltrace", "run", "--backend", "bcc", "--", "sqlite3", ":memory:", "SELECT 5"],
         capture_output=True,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -119,8 +122,6 @@ def test_a_full_disk_ends_the_log_and_not_the_command() -> None:
 def test_without_bcc_the_sentence_names_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import importlib.util
-
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bcc" else real(name, *a))
     assert main(["run", "--backend", "bcc", "--", "true"]) == 125
@@ -151,7 +152,9 @@ def test_doctor_says_that_both_backends_work_here() -> None:
 def test_doctor_names_reason_and_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sqltrace.backends.bcc._effective_capabilities", lambda: 0)
     main(["doctor"])
-    assert "bcc     does not work: placing uprobes needs root\n        remedy: run it with sudo" in capsys.readouterr().out
+    assert (
+        "bcc     does not work: placing uprobes needs root\n        remedy: run it with sudo" in capsys.readouterr().out
+    )
 
 
 def test_show_refuses_what_is_no_log(tmp_path: Path) -> None:
@@ -176,8 +179,6 @@ def test_inspect_of_a_file_without_sqlite_is_one_sentence_and_125() -> None:
 
 
 def test_inspect_json_has_the_documented_shape() -> None:
-    import json
-
     found = json.loads(run("inspect", "--json", "/usr/lib/x86_64-linux-gnu/libsqlite3.so.0").stdout)
     assert set(found) == {
         "path",
@@ -205,8 +206,6 @@ def test_a_log_comes_back_as_it_was_shown(tmp_path: Path) -> None:
     live = run("run", "--backend", "bcc", "-q", "--", *command).stderr
 
     def steady(text: str) -> list[str]:
-        import re
-
         lines = [line for line in text.splitlines() if "no such table" not in line]
         return [re.sub(r"pid=\d+|t=\S+", "_", line) for line in lines if not line.endswith("shown")]
 

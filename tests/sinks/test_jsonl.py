@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
+import msgspec
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,10 +64,6 @@ statements = st.builds(
 
 
 def with_json(s: Statement) -> Statement:
-    import dataclasses
-
-    import msgspec
-
     return msgspec.structs.replace(
         s,
         process=dataclasses.replace(s.process, json=fragment(s.process.fields())),
@@ -129,7 +127,9 @@ def test_every_field_of_the_schema_is_there() -> None:
         Prepared(b"db", 1, 2, b"SELECT 1", 8, False, False),
         *([0] * 17),
     ).fields()
-    wanted = """pid tid ns_pid uid gid comm exe cmdline cgroup cgroup_id service db conn stmt sql sql_bytes sql_truncated
+    wanted = """
+    pid tid ns_pid uid gid comm exe cmdline cgroup cgroup_id service db conn stmt sql sql_bytes sql_truncated
     vars bound_bytes in_bytes rc rc_name rows changes duration_us step_us end fullscan_steps sorts autoindexes vm_steps
-    reprepares filter_hits filter_misses autocommit internal incomplete""".split()
-    assert set(fields) == set(wanted)
+    reprepares filter_hits filter_misses autocommit internal incomplete
+    """
+    assert set(fields) == set(wanted.split())
