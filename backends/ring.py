@@ -49,11 +49,11 @@ HEADER: Final = np.dtype(
 """`struct ring_header`."""
 
 LOSSES: Final = (
-    ("statement", "ring full"),
-    ("text", "ring full"),
-    ("database", "ring full"),
-    ("statement", "too many statements at once"),
-    ("nesting", "too many threads at once"),
+    ("statement", "ring_full"),
+    ("text", "ring_full"),
+    ("database", "ring_full"),
+    ("statement", "too_many_statements"),
+    ("nesting", "too_many_threads"),
 )
 """What each member of ring_header.lost counts."""
 

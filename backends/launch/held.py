@@ -102,6 +102,10 @@ class HeldChild:
                 self._status = status
         return self._status
 
+    def ended(self, status: int) -> None:
+        """Take note of the wait status that a tracer of the child has met."""
+        self._status = status
+
     def wait(self) -> int:
         """Wait for the child's end and return its wait status."""
         while self.poll() is None:

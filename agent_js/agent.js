@@ -1,0 +1,194 @@
+/*
+ * The agent: sets up the ring and the hooks, and then gets out of the way.  No JavaScript runs per statement; the hooks
+ * are native code (hooks.c), compiled here once per file with SQLite.
+ *
+ * The tracer drives it through rpc.exports: open the ring, prepare hooks for a module, patch, restore.
+ * Patching is apart from preparing because the tracer stops the application's threads for it, and compiling takes long.
+ * For libraries that are loaded later the agent asks the tracer, while dlopen waits: at that moment no thread can be
+ * inside the library's functions, so it is patched at once.
+ */
+'use strict';
+
+const RING_HEADER = 4096;
+const RING_SLOT = 64;
+const RING_SPILL = 20480;
+const RING_MAGIC = uint64('0x31474e4952545153');
+const EXECUTION_BYTES = 192;
+const PRIVATE_BYTES = 20480; // struct private of hooks.c, in whole pages
+const LAYOUT_BYTES = 64;
+
+const PROT_READ_WRITE = 3;
+const MAP_SHARED = 1;
+const MAP_PRIVATE_ANONYMOUS = 0x22;
+const MADV_WIPEONFORK = 18;
+const MFD_CLOEXEC_ALLOW_SEALING = 3;
+const RTLD_LAZY_NOLOAD_NODELETE = 0x1001 | 4;
+
+const FUNCTIONS = ['step', 'reset', 'finalize'];
+const PATCH_BYTES = 16; // what replaceFast overwrites, at most
+const TRAMPOLINE_BYTES = 128; // the overwritten instructions, moved, and a jump back
+const NEAR_JUMP = 0xe9; // the patch is one where Gum finds memory near enough for a stepping stone
+const NEAR_JUMP_BYTES = 5;
+const STONE_BYTES = 16;
+
+const exported = (name) => Module.getGlobalExportByName(name);
+const libc = (name, result, args) => new SystemFunction(exported(name), result, args);
+
+let ring = null; // {base, size, hooks source, shared symbols}
+const modules = new Map(); // base address -> {path, functions, compiled, patched}
+const seen = new Set(); // base addresses that were reported or asked about
+let asked = 0;
+
+function call(what, args) {
+  const { value, errno } = what(...args);
+  const number = value instanceof NativePointer ? value.toInt32() : value.valueOf();
+  if (number === -1) throw new Error(`a system call failed with errno ${errno}`);
+  return value;
+}
+
+function openRing(slots, executions, source) {
+  const size = RING_HEADER + (8 + RING_SLOT) * slots + RING_SPILL + EXECUTION_BYTES * executions;
+  const mmap = libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']);
+  const name = Memory.allocUtf8String('sqltrace');
+  const fd = call(libc('memfd_create', 'int', ['pointer', 'uint']), [name, MFD_CLOEXEC_ALLOW_SEALING]);
+  call(libc('ftruncate', 'int', ['int', 'int64']), [fd, size]);
+  const base = call(mmap, [NULL, size, PROT_READ_WRITE, MAP_SHARED, fd, 0]);
+  base.add(8).writeU32(slots);
+  base.add(12).writeU32(executions);
+  base.writeU64(RING_MAGIC);
+  const own = call(mmap, [NULL, PRIVATE_BYTES, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0]);
+  call(libc('madvise', 'int', ['pointer', 'size_t', 'int']), [own, PRIVATE_BYTES, MADV_WIPEONFORK]);
+  const symbols = { ring: base, private: own, constants: Memory.alloc(8), clock_gettime: exported('clock_gettime') };
+  if (Process.arch !== 'x64') for (const f of ['getpid', 'gettid', 'pthread_self']) symbols[f] = exported(f);
+  ring = { base, size, fd, source, symbols };
+  return { fd, size };
+}
+
+function closeDescriptor() {
+  libc('close', 'int', ['int'])(ring.fd);
+}
+
+/* Compiles the hooks of one module; nothing of the target's is touched. */
+function prepare(base, path, addresses, layout) {
+  const state = Memory.alloc(LAYOUT_BYTES + 8 * FUNCTIONS.length);
+  state.writeByteArray(layout.match(/../g).map((byte) => parseInt(byte, 16)));
+  const compiled = new CModule(ring.source, { module: state, ...ring.symbols });
+  const tidOffset = ring.symbols.constants;
+  if (!ring.tidKnown) {
+    tidOffset.writeU64(new NativeFunction(compiled.find_tid_offset, 'uint64', [])());
+    ring.tidKnown = true;
+  }
+  const functions = addresses.map((address, i) => ({
+    address: ptr(address),
+    original: state.add(LAYOUT_BYTES + 8 * i),
+    hook: compiled[`hook_${FUNCTIONS[i]}`],
+    trampoline: NULL,
+  }));
+  functions.forEach((f) => f.original.writePointer(f.address));
+  modules.set(base, { path, functions, compiled, state, patched: [] });
+}
+
+/* Returns the original bytes of every patch, so that the tracer can restore them in forked children. */
+function patch(base) {
+  const module = modules.get(base);
+  const before = module.functions.map((f) => ({ address: f.address.toString(), bytes: hex(f.address) }));
+  try {
+    for (const f of module.functions) {
+      // Gum writes the code at flush: the hook cannot run before it knows the original.
+      f.trampoline = Interceptor.replaceFast(f.address, f.hook);
+      f.original.writePointer(f.trampoline);
+      module.patched.push(f);
+    }
+  } catch (error) {
+    restore(base);
+    throw new Error(`Frida cannot hook ${FUNCTIONS[module.patched.length]}: ${error.message}`);
+  }
+  Interceptor.flush();
+  return before.map((f, i) => ({ ...f, patched: hex(module.functions[i].address) }));
+}
+
+function restore(base) {
+  const module = modules.get(base);
+  module.patched.forEach((f) => Interceptor.revert(f.address));
+  Interceptor.flush();
+  module.patched = [];
+}
+
+function hex(address) {
+  return Array.from(new Uint8Array(address.readByteArray(PATCH_BYTES)), (b) => b.toString(16).padStart(2, '0')).join('');
+}
+
+/* Code in which no thread may be while it is written, and moved code that goes away with the patch. */
+function ranges() {
+  const found = [];
+  for (const module of modules.values())
+    for (const f of module.functions) {
+      found.push([f.address.toString(), PATCH_BYTES]);
+      if (f.trampoline.isNull()) continue;
+      found.push([f.trampoline.toString(), TRAMPOLINE_BYTES]);
+      if (f.address.readU8() === NEAR_JUMP) {
+        const stone = f.address.add(NEAR_JUMP_BYTES).add(f.address.add(1).readS32());
+        found.push([stone.toString(), STONE_BYTES]);
+      }
+    }
+  return found;
+}
+
+/* A library that its owner unloads must stay as long as it is patched.  Later, outside dlopen. */
+function keepLoaded(path) {
+  setTimeout(() => libc('dlopen', 'pointer', ['pointer', 'int'])(Memory.allocUtf8String(path), RTLD_LAZY_NOLOAD_NODELETE), 0);
+}
+
+function hookLoaded(module) {
+  const id = `answer-${asked++}`;
+  const base = module.base.toString();
+  let answer = null;
+  const received = recv(id, (message) => {
+    answer = message.hooks;
+  });
+  send({ kind: 'loaded', id, base, path: module.path });
+  received.wait();
+  if (answer === null) return;
+  try {
+    prepare(base, module.path, answer.addresses, answer.layout);
+    const patches = patch(base);
+    keepLoaded(module.path);
+    send({ kind: 'hooked', base, path: module.path, patches });
+  } catch (error) {
+    modules.delete(base);
+    send({ kind: 'refused', base, path: module.path, reason: error.message });
+  }
+}
+
+let listing = null; // while observe() runs: what is loaded already
+
+function observe() {
+  listing = [];
+  Process.attachModuleObserver({
+    onAdded(module) {
+      const base = module.base.toString();
+      if (seen.has(base) || !module.path.startsWith('/')) return;
+      seen.add(base);
+      if (listing !== null) listing.push({ base, path: module.path });
+      else hookLoaded(module);
+    },
+    onRemoved(module) {
+      const base = module.base.toString();
+      if (!modules.has(base)) seen.delete(base);
+    },
+  });
+  const found = listing;
+  listing = null;
+  return found;
+}
+
+rpc.exports = {
+  openRing,
+  closeDescriptor,
+  observe,
+  prepare,
+  patch,
+  ranges,
+  threads: () => Process.enumerateThreads().map((thread) => thread.id),
+  restore: () => Array.from(modules.keys()).forEach(restore),
+};

@@ -1,0 +1,141 @@
+"""ptrace(2) as far as a tracer needs it to enter a process: stop threads, read and set registers, step, let go.
+
+Every request for a thread must come from the thread of ours that attached to it (the kernel checks), and what
+a stopped thread waits to be told is read with waitpid(__WALL), which also works for threads that are not our children.
+x86-64 Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from typing import Final
+
+POKETEXT: Final = 4
+PEEKTEXT: Final = 1
+CONT: Final = 7
+SINGLESTEP: Final = 9
+GETREGS: Final = 12
+SETREGS: Final = 13
+DETACH: Final = 17
+SETOPTIONS: Final = 0x4200
+SEIZE: Final = 0x4206
+INTERRUPT: Final = 0x4207
+
+OPTION_TRACEEXEC: Final = 0x10
+OPTION_EXITKILL: Final = 0x100000
+EVENT_EXEC: Final = 4
+EVENT_STOP: Final = 128
+
+WALL: Final = 0x40000000
+AT_ENTRY: Final = 9
+
+_REGISTERS: Final = 27
+_RIP: Final = 16  # index in struct user_regs_struct
+_WORD: Final = (1 << 64) - 1
+
+Registers = ctypes.Array[ctypes.c_ulong]
+
+
+def _library() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    libc.ptrace.restype = ctypes.c_long
+    return libc
+
+
+def request(what: int, tid: int, address: int = 0, data: int = 0) -> int:
+    """Make one request; raises OSError (ProcessLookupError: the thread is gone or not stopped)."""
+    libc = _library()
+    ctypes.set_errno(0)
+    result = int(libc.ptrace(what, tid, address, data))
+    code = ctypes.get_errno()
+    if result == -1 and code:
+        raise OSError(code, f"ptrace request {what:#x}: {os.strerror(code)}")
+    return result & _WORD
+
+
+def registers(tid: int) -> Registers:
+    """Return the registers of a stopped thread."""
+    values = (ctypes.c_ulong * _REGISTERS)()
+    request(GETREGS, tid, 0, ctypes.addressof(values))
+    return values
+
+
+def instruction_pointer(tid: int) -> int:
+    """Where a stopped thread goes on."""
+    return int(registers(tid)[_RIP])
+
+
+def set_instruction_pointer(tid: int, address: int) -> None:
+    """Let a stopped thread go on elsewhere."""
+    values = registers(tid)
+    values[_RIP] = address
+    request(SETREGS, tid, 0, ctypes.addressof(values))
+
+
+def event(status: int) -> int:
+    """Return the PTRACE_EVENT_* number in a wait status, 0 when it is another stop."""
+    return status >> 16
+
+
+def signal_of(status: int) -> int:
+    """Return the signal that a stopped thread was about to get and must be given when it is let go, else 0."""
+    return 0 if event(status) else os.WSTOPSIG(status)
+
+
+def detach(tid: int, signal_number: int = 0) -> None:
+    """Let go of a stopped thread; one that is gone needs no letting go."""
+    with contextlib.suppress(ProcessLookupError):
+        request(DETACH, tid, 0, signal_number)
+
+
+def interrupt(tid: int) -> int | None:
+    """Attach to a thread and stop it without a signal.
+
+    Returns the signal it was about to get (0: none), which `detach` must be given; None when the thread is gone.
+    Raises PermissionError.
+    """
+    try:
+        request(SEIZE, tid)
+        request(INTERRUPT, tid)
+        _, status = os.waitpid(tid, WALL)
+    except (ProcessLookupError, ChildProcessError):
+        return None
+    return signal_of(status) if os.WIFSTOPPED(status) else None
+
+
+def single_step(tid: int) -> int | None:
+    """Let a stopped thread execute one instruction.
+
+    Returns the signal that came instead of the step's own trap (0: none); None when the thread is gone.
+    """
+    try:
+        request(SINGLESTEP, tid)
+        _, status = os.waitpid(tid, WALL)
+    except (ProcessLookupError, ChildProcessError):
+        return None
+    if not os.WIFSTOPPED(status):
+        return None
+    number = signal_of(status)
+    return 0 if number == signal.SIGTRAP else number
+
+
+def possible() -> str | None:
+    """Try ptrace on a child of ours; return None when it works, else why not."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        stopped = interrupt(pid)
+        if stopped is not None:
+            detach(pid, stopped)
+    except OSError as error:
+        return error.strerror
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return None if stopped is not None else "the child died"
