@@ -1,0 +1,35 @@
+"""Binaries that other people built, fetched from npm once and kept under build/."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.sqlite_builds import BUILD
+
+CIPHERS = "better-sqlite3-multiple-ciphers@13.0.3"
+"""Holds prebuilt addons for glibc and musl, not stripped: SQLite 3.53.4."""
+
+
+def from_npm(package: str, member: str) -> Path:
+    """Return a file of an npm package; skips the test when it cannot be fetched."""
+    directory = BUILD / "npm" / package.replace("/", "-")
+    file = directory / "package" / member
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["npm", "pack", "--silent", package], cwd=directory, check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot fetch {package}: {done.stderr.strip()[-200:]}")
+        archive = directory / done.stdout.split()[-1]
+        with tarfile.open(archive) as content:
+            inside = content.extractfile(f"package/{member}")
+            assert inside is not None
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(inside.read())
+        archive.unlink()
+    return file
