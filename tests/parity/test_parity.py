@@ -104,6 +104,15 @@ def test_the_trace_is_what_the_program_knows(backend: str, kind: str, runs: obje
 
 
 @pytest.mark.bcc
+def test_a_static_program_without_a_loader_is_traced_by_bcc(tmp_path: Path) -> None:
+    run = trace("bcc", "static-nopie", tmp_path)
+    assert run.status == 0
+    assert check_stream(run.events) == []
+    differences = compare(run.oracle, run.events)
+    assert not differences, report(differences)
+
+
+@pytest.mark.bcc
 @pytest.mark.frida
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_backends_report_the_same(kind: str, runs: object) -> None:
