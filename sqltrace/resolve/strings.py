@@ -172,7 +172,7 @@ class _Search:
         return any(call.target in targets and call.arguments[0] == _OWN for call in trace.calls)
 
     def _passing_own_statement(self, halt: int, not_these: Collection[int]) -> tuple[set[int], set[int]]:
-        """Return finalize and reset among the callers of VdbeHalt and of VdbeReset, which is a caller of VdbeHalt.
+        """Return finalize and reset among those that call VdbeHalt, perhaps by way of VdbeReset or VdbeFinalize.
 
         Both hand on their own statement; other callers, FTS for instance, hand on one that they keep somewhere.
         """
@@ -182,9 +182,17 @@ class _Search:
         def worth_a_look(function: int) -> bool:
             return function not in not_these and (function in complaining or self._tests_argument_first(function))
 
-        inner = {f for f in self._graph.callers(halt) if f not in not_these and self._passes_own(f, {halt})}
-        outer = {c for f in inner for c in self._graph.callers(f) if worth_a_look(c) and self._passes_own(c, {f})}
-        passing = {f for f in inner if worth_a_look(f)} | outer
+        def passing_to(targets: set[int]) -> set[int]:
+            callers = {c for f in targets for c in self._graph.callers(f)} - set(not_these)
+            return {c for c in callers if self._passes_own(c, targets)}
+
+        passing: set[int] = set()
+        plain = {halt}
+        # VdbeReset calls VdbeHalt, VdbeFinalize calls VdbeReset; each may be inlined into the next.
+        for _ in range(3):
+            callers = passing_to(plain)
+            passing |= {f for f in callers if worth_a_look(f)}
+            plain = callers - passing
         return passing & complaining, {f for f in passing - silent_ones if self._tests_argument_first(f)}
 
     def _tests_argument_first(self, function: int) -> bool:

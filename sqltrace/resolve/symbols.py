@@ -28,6 +28,8 @@ _MINI_DEBUG_LIMIT: Final = 256 << 20
 
 _LEAST_API: Final = 40
 """So many public functions under one prefix are SQLite itself; a wrapper renames a few."""
+_INTERNAL: Final = "sqlite3VdbeExec"
+"""So is a program that has this one; link-time optimisation may leave it few public functions."""
 
 
 def _tables(elf: Elf) -> Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.void]], bytes]]:
@@ -102,7 +104,7 @@ def symbols(elf: Elf) -> Mapping[str, int]:
     complete = {}
     for prefix in sorted(prefixes):
         own = {name.removeprefix(prefix): a for name, a in found.items() if name.startswith(prefix + "sqlite3")}
-        if sum(name.startswith("sqlite3_") for name in own) >= _LEAST_API:
+        if _INTERNAL in own or sum(name.startswith("sqlite3_") for name in own) >= _LEAST_API:
             complete[prefix] = own
     places = {tuple(sorted(own["sqlite3_step"])): prefix for prefix, own in complete.items()}
     if len(places) > 1 or any(len(place) > 1 for place in places):
