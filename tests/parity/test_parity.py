@@ -6,7 +6,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,9 @@ class Run:
     events: list[Line]
 
 
+Traces = Callable[[str, str], Run]
+
+
 def trace(backend: str, kind: str, directory: Path, *arguments: str) -> Run:
     """Run the workload under `sqltrace run`."""
     (directory / "db").mkdir()
@@ -52,7 +55,7 @@ def trace(backend: str, kind: str, directory: Path, *arguments: str) -> Run:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
     """Return a function that traces the whole workload, once for each backend and kind."""
     # Always the same name, as paths of databases are part of some SQL.
     place = tmp_path_factory.mktemp("parity") / "run"
@@ -93,8 +96,8 @@ def test_the_oracle_agrees_with_sqlite_and_with_itself(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_trace_is_what_the_program_knows(backend: str, kind: str, runs: object) -> None:
-    run: Run = runs(backend, kind)  # type: ignore[operator]
+def test_the_trace_is_what_the_program_knows(backend: str, kind: str, runs: Traces) -> None:
+    run = runs(backend, kind)
     assert run.status == 0
     assert run.stdout == f'{{"executions": {run.oracle[-1]["executions"]}}}\n'
     assert check_oracle(run.oracle) == []
@@ -115,8 +118,8 @@ def test_a_static_program_without_a_loader_is_traced_by_bcc(tmp_path: Path) -> N
 @pytest.mark.bcc
 @pytest.mark.frida
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_backends_report_the_same(kind: str, runs: object) -> None:
-    one, other = (runs(backend, kind) for backend in ("bcc", "frida"))  # type: ignore[operator]
+def test_all_backends_report_the_same(kind: str, runs: Traces) -> None:
+    one, other = (runs(backend, kind) for backend in ("bcc", "frida"))
     differences = compare_backends(
         with_thread_numbers(one.oracle, one.events), with_thread_numbers(other.oracle, other.events)
     )
