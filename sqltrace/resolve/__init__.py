@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqltrace.resolve.cache import resolve_cached
 from sqltrace.resolve.describe import describe
-from sqltrace.resolve.resolver import Overrides, resolve
+from sqltrace.resolve.overrides import Overrides, parse_overrides
+from sqltrace.resolve.resolver import resolve
 
-__all__ = ["Overrides", "describe", "resolve", "resolve_cached"]
+__all__ = ["Overrides", "describe", "parse_overrides", "resolve", "resolve_cached"]

@@ -23,7 +23,8 @@ from typing import Any, Final
 from sqltrace.errors import NoSQLiteError
 from sqltrace.resolution import Resolution
 from sqltrace.resolve.elf import Elf, open_image
-from sqltrace.resolve.resolver import Overrides, resolve_image
+from sqltrace.resolve.overrides import Overrides
+from sqltrace.resolve.resolver import resolve_image
 
 _HEAD: Final = 64 << 10
 _LARGEST_ENTRY: Final = 1 << 20
@@ -60,7 +61,11 @@ def _resolver_version() -> bytes:
 def _key(elf: Elf) -> str:
     digest = hashlib.sha256(_resolver_version())
     digest.update(f"{elf.build_id}:{elf.size}:".encode())
-    digest.update(elf.data[:_HEAD] if elf.build_id else elf.data)
+    if elf.build_id:
+        digest.update(elf.data[:_HEAD])
+    else:
+        for segment in elf.segments:
+            digest.update(elf.data[segment.offset : segment.offset + segment.size])
     return digest.hexdigest()
 
 

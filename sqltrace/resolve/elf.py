@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
 import struct
 from collections.abc import Collection, Iterable, Iterator
@@ -36,6 +37,9 @@ _MAPPED_SIZE: Final = 48 << 20
 A mapped file that is cut short meanwhile kills us (SIGBUS), so that smaller files are read."""
 
 _COPY: Final = 4 << 20
+_PAGE: Final = 4096
+_LARGEST: Final = 4 << 30
+"""More than this is not searched; the largest programs that were met have a tenth of it."""
 _EM_X86_64: Final = 62
 _MACHINES: Final = {3: "i386", 40: "arm", 183: "arm64", 243: "riscv64"}
 _MACHO_MAGIC: Final = (b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
@@ -137,6 +141,9 @@ class Elf:
         self._eh_frame_hdr: tuple[int, int] | None = None
         self._notes: list[tuple[int, int]] = []
         self._read_program_headers()
+        # Segments that overlap again and again would make every search endless.
+        if sum(s.size for s in self.segments) > min(2 * self.size + _PAGE, _LARGEST):
+            raise NotAnImageError(f"{path} is damaged or too large: its segments add up to more than it holds")
         if not self.segments:
             raise NotAnImageError(f"{path} is an ELF file without anything to load")
         self.code = [s for s in self.segments if s.executable]
@@ -264,6 +271,11 @@ class Elf:
                     while 0 <= found < _COPY:
                         yield segment.address + start + found, pattern
                         found = chunk.find(pattern, found + 1)
+
+    def search(self, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+        """Yield the matches of a regular expression in what is loaded (not in what is merely appended)."""
+        for segment in self.segments:
+            yield from pattern.finditer(self.data, segment.offset, segment.offset + segment.size)
 
     def is_code(self, address: int) -> bool:
         """Whether `address` lies in an executable segment."""

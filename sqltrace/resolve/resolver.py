@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
-from sqltrace.resolution import Evidence, Field, Resolution
+from sqltrace.resolution import Evidence, Resolution
 from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import ApiTable, find_api_table, version_text
 from sqltrace.resolve.catalogue import catalogue_claims
@@ -22,6 +21,7 @@ from sqltrace.resolve.claims import Claims, FieldClaim
 from sqltrace.resolve.elf import Elf, open_image
 from sqltrace.resolve.features import features_off
 from sqltrace.resolve.options import compile_options
+from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.releases import release_of
 from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
@@ -38,14 +38,6 @@ REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
 _WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite3.nTotalChange")
 """Fields that hooks read 2, 4 or 8 bytes wide: without the width they are of no use."""
 _SURPRISES: Final = (ArithmeticError, LookupError, ValueError, TypeError, MemoryError, RecursionError)
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What the user says; it wins over everything that is found."""
-
-    functions: Mapping[str, int] = field(default_factory=dict)
-    layout: Mapping[str, Field] = field(default_factory=dict)
 
 
 def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Resolution:
@@ -68,9 +60,7 @@ def resolve_image(elf: Elf, *, overrides: Overrides | None = None) -> Resolution
 
 def source_ids(elf: Elf) -> set[str]:
     """Return the texts in the file's loaded part that look like SQLite's source id."""
-    return {
-        match.group().decode() for match in _SOURCE_ID.finditer(elf.data) if elf.address_of(match.start()) is not None
-    }
+    return {match.group().decode() for match in elf.search(_SOURCE_ID)}
 
 
 class _Ladder:
@@ -138,7 +128,7 @@ class _Ladder:
                 return value.constant
         release = release_of(source_id) if source_id is not None else None
         if release is None:
-            texts = {m.groups() for m in _VERSION.finditer(self._elf.data)}
+            texts = {m.groups() for m in self._elf.search(_VERSION)}
             if len(texts) == 1:
                 minor, patch = texts.pop()
                 return 3000000 + 1000 * int(minor) + int(patch)

@@ -119,6 +119,31 @@ def test_an_absurd_count_of_anything_neither_hangs_nor_allocates() -> None:
             resolve_image(Elf(bytes(data), "damaged"))
 
 
+def repeated(times: int) -> bytes:
+    """Return a file of which each of many segments is nearly the whole."""
+    whole = build_elf([Part(0x1000 + 0x100000 * i, R | X, b"") for i in range(times)])
+    data = bytearray(whole + b"\x90" * 4096)
+    for i in range(times):
+        struct.pack_into("<Q", data, 64 + 56 * i + 8, 0)
+        struct.pack_into("<Q", data, 64 + 56 * i + 32, len(data))
+    return bytes(data)
+
+
+def test_segments_that_repeat_the_file_again_and_again_are_refused() -> None:
+    with pytest.raises(NotAnImageError, match="add up to more than it holds"):
+        Elf(repeated(1000), "repeated")
+
+
+def test_a_file_of_a_terabyte_of_nothing_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "sparse"
+    data = bytearray(build_elf([CODE]))
+    struct.pack_into("<Q", data, 64 + 32, 1 << 39)
+    file.write_bytes(data)
+    os.truncate(file, 1 << 40)
+    with pytest.raises(NotAnImageError, match="too large"):
+        resolve(file)
+
+
 @settings(max_examples=300, deadline=2000)
 @given(
     flips=st.lists(st.tuples(st.integers(0, len(small_elf()) - 1), st.integers(0, 255)), max_size=12),

@@ -1,0 +1,67 @@
+"""--offset and --layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sqltrace.errors import UsageError
+from sqltrace.resolve import Overrides, parse_overrides, resolve
+from tests.support.sqlite_builds import build_twin
+
+
+def test_addresses_are_hexadecimal_or_decimal() -> None:
+    parsed = parse_overrides(["sqlite3_step=0x1A2b", "sqlite3_reset=77"])
+    assert parsed == Overrides({"sqlite3_step": 0x1A2B, "sqlite3_reset": 77}, {})
+
+
+def test_what_inspect_prints_for_one_file_is_the_layout_of_another(tmp_path: Path) -> None:
+    found = resolve(build_twin().stripped)
+    (tmp_path / "layout").write_text(json.dumps(found.to_json()))
+    parsed = parse_overrides([], tmp_path / "layout")
+    assert {n: f.offset for n, f in parsed.layout.items()} == {n: f.offset for n, f in found.layout.items()}
+    assert {f.evidence for f in resolve(build_twin().stripped, overrides=parsed).layout.values()} == {("override",)}
+
+
+def test_a_plain_list_of_offsets_will_do(tmp_path: Path) -> None:
+    (tmp_path / "layout").write_text('{"Vdbe.zSql": 248, "sizeof(Mem)": 56}')
+    assert {n: f.offset for n, f in parse_overrides([], tmp_path / "layout").layout.items()} == {
+        "Vdbe.zSql": 248,
+        "sizeof(Mem)": 56,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "sqlite3_step", "sqlite3_step=", "sqlite3_step=-1", "step=5", "sqlite3_step=0xg"])
+def test_a_malformed_offset_is_explained(text: str) -> None:
+    with pytest.raises(UsageError, match="--offset wants"):
+        parse_overrides([text])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "[" * 100000,
+        '{"zSql": 1}',
+        '{"Vdbe.zSql": -1}',
+        '{"Vdbe.zSql": 65535}',
+        '{"Vdbe.zSql": "1"}',
+        '{"Vdbe.zSql": true}',
+        '{"Vdbe.zSql": {"offset": 8, "size": 3}}',
+        '{"Vdbe.zSql": {"offset": 8, "size": []}}',
+    ],
+)
+def test_a_malformed_layout_is_explained(tmp_path: Path, content: str) -> None:
+    (tmp_path / "layout").write_text(content)
+    with pytest.raises(UsageError):
+        parse_overrides([], tmp_path / "layout")
+
+
+def test_a_missing_layout_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        parse_overrides([], tmp_path / "missing")
