@@ -118,17 +118,17 @@ function hex(address) {
   return Array.from(new Uint8Array(address.readByteArray(PATCH_BYTES)), (b) => b.toString(16).padStart(2, '0')).join('');
 }
 
-/* Code in which no thread may be while it is written, and moved code that goes away with the patch. */
+/* Code in which no thread may be while it is written, and moved code that goes away with the patch (then: true). */
 function ranges() {
   const found = [];
   for (const module of modules.values())
     for (const f of module.functions) {
-      found.push([f.address.toString(), PATCH_BYTES]);
+      found.push([f.address.toString(), PATCH_BYTES, false]);
       if (f.trampoline.isNull()) continue;
-      found.push([f.trampoline.toString(), TRAMPOLINE_BYTES]);
+      found.push([f.trampoline.toString(), TRAMPOLINE_BYTES, true]);
       if (f.address.readU8() === NEAR_JUMP) {
         const stone = f.address.add(NEAR_JUMP_BYTES).add(f.address.add(1).readS32());
-        found.push([stone.toString(), STONE_BYTES]);
+        found.push([stone.toString(), STONE_BYTES, true]);
       }
     }
   return found;

@@ -159,6 +159,16 @@ class Ring:
         return records
 
     @property
+    def head(self) -> int:
+        """How many slots were reserved so far."""
+        return self._head()
+
+    @property
+    def tail(self) -> int:
+        """How many slots were read so far."""
+        return self._tail
+
+    @property
     def empty(self) -> bool:
         """Whether nothing is reserved behind what was read."""
         return self._head() == self._tail

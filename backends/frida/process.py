@@ -1,0 +1,284 @@
+"""One process that our agent is in, its ring, and its forked children, which write to the same ring.
+
+Fork needs no help: a child inherits the patched code, the hooks and the shared ring.  Frida is not in it, so the
+child is discovered by its records, and at the end its code is restored by us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from sqltrace.backends.base import Ended, Item, Probed, Refused, Started
+from sqltrace.backends.frida.client import WorkerClient
+from sqltrace.backends.frida.hooks import Finder, Hooks, Module
+from sqltrace.backends.frida.sources import hooks_source
+from sqltrace.backends.ring import SLOT, Geometry, Ring
+from sqltrace.errors import BackendError, SqltraceError
+from sqltrace.events.wire import Database, End, Record, Text
+
+EXECUTIONS: Final = 32768
+"""Statements that are followed at once."""
+_MOST_CHILDREN: Final = 4096
+_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_ADD_SEALS: F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
+_LAST_WORDS: Final = 0.05
+"""Seconds for hooks that were writing when the ring was shut."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A process that writes to the ring."""
+
+    pid: int
+    pidfd: int | None
+    dead_at: int | None = None
+    """The ring's head when its death was noticed: what it wrote lies before."""
+    ended: bool = False
+
+    def dead(self) -> bool:
+        """Whether the process has ended."""
+        if self.pidfd is None:
+            return True
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+class Observed:
+    """A process with our agent in it."""
+
+    def __init__(self, pid: int, worker: WorkerClient, finder: Finder) -> None:
+        self.pid = pid
+        self._worker = worker
+        self._finder = finder
+        self._members: dict[int, Member] = {}
+        self._strangers: set[int] = set()
+        self._ring: Ring | None = None
+        self._ring_inode = 0
+        self._patches: list[dict[str, str]] = []
+        self._unfinished = 0
+        self._left = False
+
+    # -- entering
+
+    def enter(self, *, held: bool, ring_bytes: int, parent: int) -> list[Item]:
+        """Bring the agent in and hook what is loaded.  Raises BackendError.
+
+        held: the process waits at its entry point, and `resume` lets it run.
+        """
+        begun = time.perf_counter()
+        self._member(self.pid)
+        self._ask("attach", held=held)
+        geometry = Geometry(ring_bytes // SLOT, EXECUTIONS)
+        opened = self._ask("open_ring", slots=geometry.slots, executions=EXECUTIONS, source=hooks_source())
+        self._map(int(opened["fd"]), geometry)
+        self._ask("close_descriptor")
+        items: list[Item] = [Started(self.pid, parent)]
+        hooks = []
+        for found in self._ask("observe"):
+            module = Module(found["path"], found["base"])
+            try:
+                hook = self._finder.find(self.pid, module)
+                if hook is not None:
+                    self._ask("prepare", base=module.base, path=module.path, **hook.to_agent())
+                    hooks.append(hook)
+            except SqltraceError as error:
+                items.append(Refused(self.pid, module.path, str(error)))
+        if hooks:
+            for patches in self._ask("patch", bases=[hook.module.base for hook in hooks]):
+                self._patches += patches
+        taken = round((time.perf_counter() - begun) * 1e3, 3)
+        items += [Probed(self.pid, hook.module.path, hook.resolution, taken) for hook in hooks]
+        return items
+
+    def resume(self) -> None:
+        """Let a held process run."""
+        self._ask("resume")
+
+    def loaded(self, module: Module) -> Hooks | None:
+        """Look at a library that the process has just loaded; raises SqltraceError."""
+        return self._finder.find(self.pid, module)
+
+    def hooked(self, patches: Sequence[dict[str, str]]) -> None:
+        """Take note of what the agent has patched by itself."""
+        self._patches += patches
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
+        return self._worker.request(what, pid=self.pid, **arguments)
+
+    def _map(self, number: int, geometry: Geometry) -> None:
+        try:
+            fd = os.open(f"/proc/{self.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # Or a target could shrink it under our mapping, which would be our death.
+                fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+                self._ring = Ring(fd, geometry)
+                self._ring_inode = os.fstat(fd).st_ino
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            raise BackendError(f"cannot share memory with process {self.pid}: {error}") from error
+
+    # -- reading
+
+    @property
+    def alive(self) -> bool:
+        """Whether it or one of its children still runs, or has left something to be told."""
+        return any(not member.ended for member in self._members.values())
+
+    def pidfds(self) -> list[int]:
+        """Return descriptors that become readable when a process ends."""
+        return [m.pidfd for m in self._members.values() if m.pidfd is not None and m.dead_at is None]
+
+    def collect(self) -> list[Item]:
+        """Return what came in since the last time: records, children, deaths."""
+        if self._ring is None:
+            return []
+        for member in self._members.values():
+            if member.dead_at is None and member.dead():
+                member.dead_at = self._ring.head
+        everybody = all(m.dead_at is not None for m in self._members.values())
+        items = self._take(self._ring.read(dead=everybody, stopped=_stopped(self.pid)))
+        for member in list(self._members.values()):
+            if member.dead_at is not None and not member.ended and self._ring.tail >= member.dead_at:
+                items += self._end(member)
+        return items
+
+    def _take(self, records: Sequence[Record]) -> list[Item]:
+        items: list[Item] = []
+        for record in records:
+            if isinstance(record, np.ndarray):
+                for pid in np.unique(record["pid"]).tolist():
+                    items += self._met(pid)
+            elif isinstance(record, (Text, Database)):
+                items += self._met(record.pid)
+            items.append(record)
+        return items
+
+    def _met(self, pid: int) -> list[Item]:
+        """Note the writer of a record; a forked child is news."""
+        if pid in self._members or pid in self._strangers:
+            return []
+        if len(self._members) >= _MOST_CHILDREN:
+            return []
+        if os.path.exists(f"/proc/{pid}") and not self._shares_ring(pid):
+            # Not a child of our process, unless it has called exec in the meantime.
+            self._strangers.add(pid)
+            return [Started(pid, 0), Ended(pid, None)]
+        self._member(pid)
+        return [Started(pid, _parent(pid))]
+
+    def _member(self, pid: int) -> None:
+        try:
+            self._members[pid] = Member(pid, os.pidfd_open(pid))
+        except OSError:
+            self._members[pid] = Member(pid, None)
+
+    def _shares_ring(self, pid: int) -> bool:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as stream:
+            for line in stream:
+                parts = line.split(maxsplit=5)
+                if len(parts) == 6 and parts[5].startswith(b"/memfd:") and int(parts[4]) == self._ring_inode:
+                    return True
+        return False
+
+    def _end(self, member: Member) -> list[Item]:
+        member.ended = True
+        member.close()
+        return [*self._unended(End.EXIT, member.pid), Ended(member.pid, None)]
+
+    def _unended(self, end: End, pid: int | None) -> list[Item]:
+        if self._ring is None:
+            return []
+        rows = self._ring.unfinished(end, pid)
+        self._unfinished += len(rows)
+        return [rows] if len(rows) else []
+
+    def replaced(self) -> list[Item]:
+        """Note that the process has called exec: its hooks are gone, and what it was executing."""
+        if self._ring is None or self._left:
+            return []
+        items = self.collect()
+        self._patches.clear()
+        return [*items, *self._unended(End.EXIT, self.pid)]
+
+    # -- books
+
+    def hits(self) -> int:
+        """Return how many ends of executions a hook saw, or we told in its place."""
+        return self._unfinished + (self._ring.hits() if self._ring is not None else 0)
+
+    def lost(self) -> dict[tuple[str, str], int]:
+        """Return what was lost, by type and reason."""
+        return self._ring.lost() if self._ring is not None else {}
+
+    # -- leaving
+
+    def leave(self) -> list[Item]:
+        """Take the hooks out and return what is left in the ring."""
+        if self._left:
+            return []
+        self._left = True
+        items: list[Item] = []
+        try:
+            self._ask("leave")
+        except BackendError as error:
+            if not self._members[self.pid].dead():
+                items.append(Refused(self.pid, "", f"process {self.pid} was not left in good order: {error}"))
+        for pid in self._members.keys() - {self.pid}:
+            if self._shares_ring(pid):
+                items += self._restore_child(pid)
+        if self._ring is not None:
+            self._ring.shut()
+            end = time.monotonic() + _LAST_WORDS
+            while records := self._ring.read(dead=time.monotonic() > end):
+                items += self._take(records)
+            if not self._ring.empty:
+                time.sleep(_LAST_WORDS)
+                while not self._ring.empty:
+                    items += self._take(self._ring.read(dead=True))
+            items += self._unended(End.DETACH, None)
+            self._ring.close()
+        for member in self._members.values():
+            member.close()
+        return items
+
+    def _restore_child(self, pid: int) -> list[Item]:
+        patches = [(int(p["address"], 16), p["bytes"], p["patched"]) for p in self._patches]
+        try:
+            self._worker.request("restore", pid=pid, patches=patches, ranges=[(a, len(b) // 2) for a, b, _ in patches])
+        except BackendError as error:
+            if os.path.exists(f"/proc/{pid}"):
+                return [Refused(pid, "", f"the code of process {pid} could not be restored: {error}")]
+        return []
+
+
+def _stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal or a debugger."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] in "Tt"
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+        return stream.read().rpartition(")")[2].split()
+    return []

@@ -1,0 +1,230 @@
+"""The process that Frida lives in: `python -m sqltrace.backends.frida.worker FD TMPDIR`.
+
+Apart from the tracer, because Frida can take its process down with it (seccomp), reaps children that are not its own,
+and must outlive a tracer that is killed: then the socket ends, and the worker itself takes the hooks out, with the
+application's threads stopped.  It belongs to no terminal, so that Ctrl-C does not reach it.
+
+Its first thread does everything that Frida or ptrace must be asked for in order; a second one reads the socket and
+passes on at once what an agent is waiting for, because the first may itself be waiting for that agent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import queue
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqltrace.backends.frida.freeze import Freeze, Range, hidden_threads
+from sqltrace.backends.frida.sources import agent_script
+from sqltrace.backends.frida.wire import Channel, Message
+from sqltrace.backends.launch import ptrace
+
+_FROZEN_AT_MOST = 2.0
+"""Seconds that an agent may need to patch while its application stands still."""
+
+
+@dataclass(slots=True)
+class Inhabited:
+    """A process that our agent is in."""
+
+    pid: int
+    session: Any
+    script: Any
+    held: bool
+    """It has not run since exec; no other thread exists, and `resume` starts it."""
+    gone: bool = False
+
+
+class Worker:
+    """Carries out the tracer's requests."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._device: Any = None
+        self._processes: dict[int, Inhabited] = {}
+
+    def serve(self) -> None:
+        """Work until the tracer has gone; then leave every process as it was."""
+        self._device = importlib.import_module("frida").get_local_device()
+        threading.Thread(target=self._listen, daemon=True).start()
+        while (message := self._requests.get()) is not None:
+            self._answer(message)
+        for process in list(self._processes.values()):
+            with contextlib.suppress(Exception):  # one that cannot be left must not keep us from the others
+                self._leave(process)
+
+    def _listen(self) -> None:
+        for message in self._channel.receive():
+            if message["do"] == "post":
+                process = self._processes.get(message["pid"])
+                if process is not None:
+                    with contextlib.suppress(Exception):  # the process died while it waited
+                        process.script.post(message["message"])
+            else:
+                self._requests.put(message)
+        self._requests.put(None)
+
+    def _answer(self, message: Message) -> None:
+        arguments = {key: value for key, value in message.items() if key not in {"do", "request"}}
+        try:
+            result = getattr(self, f"do_{message['do']}")(**arguments)
+            answer = {"answer": message["request"], "result": result}
+        except Exception as error:  # whatever Frida raises is the tracer's to explain
+            answer = {"answer": message["request"], "error": str(error), "kind": type(error).__name__}
+        with contextlib.suppress(OSError):
+            self._channel.send(answer)
+
+    def _tell(self, event: str, pid: int, **fields: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.send({"event": event, "pid": pid, **fields})
+
+    # -- requests; each method's name after do_ is the request's
+
+    def do_attach(self, pid: int, held: bool) -> None:
+        """Bring the agent into a process."""
+        session = self._device.attach(pid)
+        script = session.create_script(agent_script())
+        process = Inhabited(pid, session, script, held)
+
+        def message(content: Message, _data: bytes | None) -> None:
+            if content["type"] == "send":
+                payload = content["payload"]
+                self._tell(payload.pop("kind"), pid, **payload)
+            else:
+                self._tell("failed", pid, reason=str(content.get("description", content)))
+
+        def detached(reason: str, _crash: object) -> None:
+            process.gone = True
+            self._tell("left", pid, reason=reason)
+
+        script.on("message", message)
+        session.on("detached", detached)
+        script.load()
+        self._processes[pid] = process
+
+    def do_open_ring(self, pid: int, slots: int, executions: int, source: str) -> Any:
+        """Create the ring; the descriptor stays open until `close_descriptor`."""
+        return self._processes[pid].script.exports_sync.open_ring(slots, executions, source)
+
+    def do_close_descriptor(self, pid: int) -> None:
+        """Close the ring's descriptor in the target: the tracer has mapped it."""
+        self._processes[pid].script.exports_sync.close_descriptor()
+
+    def do_observe(self, pid: int) -> Any:
+        """Return what is loaded; what comes later is asked about."""
+        return self._processes[pid].script.exports_sync.observe()
+
+    def do_prepare(self, pid: int, base: str, path: str, addresses: list[str], layout: str) -> None:
+        """Compile the hooks of a module."""
+        self._processes[pid].script.exports_sync.prepare(base, path, addresses, layout)
+
+    def do_patch(self, pid: int, bases: list[str]) -> list[Any]:
+        """Write the hooks of prepared modules; returns what was written where."""
+        process = self._processes[pid]
+        exports = process.script.exports_sync
+        with self._frozen(process), _limited():
+            return [exports.patch(base) for base in bases]
+
+    def do_resume(self, pid: int) -> None:
+        """Let a process that waits at its entry point run."""
+        process = self._processes[pid]
+        process.held = False
+        self._device.resume(pid)
+
+    def do_leave(self, pid: int) -> None:
+        """Take the hooks out."""
+        process = self._processes.pop(pid, None)
+        if process is not None:
+            self._leave(process)
+
+    def do_restore(self, pid: int, patches: list[tuple[int, str, str]], ranges: list[tuple[int, int]]) -> None:
+        """Write the original code back into a forked child, in which no agent lives."""
+        with (
+            Freeze(pid, [Range(start, size) for start, size in ranges], set()),
+            open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory,
+        ):
+            for address, original, patched in patches:
+                memory.seek(address)
+                if memory.read(len(patched) // 2) == bytes.fromhex(patched):  # it has not called exec
+                    memory.seek(address)
+                    memory.write(bytes.fromhex(original))
+
+    # -- patching
+
+    def _frozen(self, process: Inhabited) -> contextlib.AbstractContextManager[object]:
+        if process.held:
+            return contextlib.nullcontext()
+        exports = process.script.exports_sync
+        spared = hidden_threads(process.pid, exports.threads)
+        found = [(int(start, 16), size, moved) for start, size, moved in exports.ranges()]
+        ranges = [Range(start, size, first_too=moved) for start, size, moved in found]
+        return Freeze(process.pid, ranges, spared)
+
+    def _leave(self, process: Inhabited) -> None:
+        if process.gone:
+            return
+        if process.held:
+            self._device.resume(process.pid)
+            process.held = False
+        with self._frozen(process), _limited():
+            process.script.exports_sync.restore()
+        # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
+        process.script.eternalize()
+        process.session.detach()
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Context in which Frida's calls are cancelled when they last too long: nothing may stand still for ever."""
+    cancellable = importlib.import_module("frida").Cancellable()
+    timer = threading.Timer(_FROZEN_AT_MOST, cancellable.cancel)
+    timer.start()
+    try:
+        with cancellable:
+            yield
+    finally:
+        timer.cancel()
+
+
+def check() -> int:
+    """Say on stdout why Frida would not work here; nothing when it would."""
+    try:
+        importlib.import_module("frida")
+    except ImportError as error:
+        sys.stdout.write(f"Python cannot import frida ({error})")
+        return 1
+    problem = ptrace.possible()
+    if problem is not None:
+        sys.stdout.write(f"ptrace does not work here: {problem}")
+        return 1
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run as the worker."""
+    if arguments == ["--check"]:
+        return check()
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(arguments[0])))
+    directory = arguments[1]
+    try:
+        Worker(channel).serve()
+    finally:
+        # Frida's helper process may still run from there; a program that runs does not need its name.
+        shutil.rmtree(directory, ignore_errors=True)
+    os._exit(0)  # Frida's threads do not always let the interpreter end
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
