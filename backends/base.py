@@ -8,7 +8,7 @@ It knows no event: `drain` returns the records of sqltrace.events.wire and the n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sqltrace.events.wire import Record
@@ -41,12 +41,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """Probes were placed in a file; `path` is the file as the process names it."""
+    """Probes were placed in a file; `path` is the file as the process names it.
+
+    `sites` tells for each function where in it the probe is, in words of the backend: `+4 push`.
+    """
 
     pid: int
     path: str
     resolution: Resolution
     attach_ms: float
+    sites: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,16 @@ class ElfFile:
         raise NotAnImageError(f"{self.path} has no code at address {address:#x}.")
 
 
+    def code(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes of the file at an offset; raises NotAnImageError."""
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(offset)
+                return stream.read(size)
+        except OSError as error:
+            raise NotAnImageError(f"cannot read {self.path}: {error.strerror}.") from error
+
+
 def dynamic_symbol(path: str, name: str) -> int | None:
     """Virtual address of a defined symbol in .dynsym, or None.  Used on the dynamic loader only."""
     try:

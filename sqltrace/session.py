@@ -181,6 +181,7 @@ class Session:
                 "source_id": r.source_id,
                 "evidence": {name: list(f.evidence) for name, f in r.functions.items()},
                 "features_off": [{"feature": f.feature, "reason": f.reason} for f in r.features_off],
+                "sites": dict(item.sites),
                 "attach_ms": item.attach_ms,
             },
         )

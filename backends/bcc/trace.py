@@ -18,6 +18,7 @@ from sqltrace.backends.base import Counts, Ended, Item, Options, Probed, Refused
 from sqltrace.backends.bcc.guard import Guard, stopped_pids
 from sqltrace.backends.bcc.program import COUNTS, ProbeObject, ProbeOffsets
 from sqltrace.backends.bcc.ringbuf import RingBuffer
+from sqltrace.backends.bcc.sites import BODY, probe_site
 from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
 from sqltrace.backends.launch.held import HeldChild
 from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files
@@ -27,6 +28,8 @@ from sqltrace.resolution import Resolution
 
 LOADER_HOOK = "_dl_debug_state"
 """In glibc and musl: an empty function that the loader calls for debuggers (elf/dl-debug.c)."""
+
+PROBED = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
 
 _DETACH_PATIENCE = 2.0
 
@@ -104,15 +107,13 @@ class BccTrace:
             return
         start = time.perf_counter()
         elf = ElfFile.read(mapped.path)
-        offsets = ProbeOffsets(
-            *(
-                elf.file_offset(resolution.functions[name].address)
-                for name in ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
-            )
-        )
+        starts = {name: elf.file_offset(resolution.functions[name].address) for name in PROBED}
+        sites = {name: probe_site(elf.code(start, BODY)) for name, start in starts.items()}
+        offsets = ProbeOffsets(*(starts[name] + sites[name].offset for name in PROBED))
         self._object.attach(mapped.path, offsets, self._object.layout_index(layout_words(resolution)))
         taken = (time.perf_counter() - start) * 1e3
-        self._pending.append(Probed(pid, mapped.name, resolution, round(taken, 3)))
+        described = {name: f"+{site.offset} {site.kind}" for name, site in sites.items()}
+        self._pending.append(Probed(pid, mapped.name, resolution, round(taken, 3), described))
 
     def _probe_loader(self, pid: int) -> None:
         try:
