@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,23 +33,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"{name}: {availability.reason}")
 
 
+MARK = f"SQLTRACE_TESTS={uuid.uuid4().hex}"
+"""In the environment of everything that the tests start."""
+
+
 def _traces_of_us() -> set[str]:
     found = set(glob.glob("/dev/shm/*sqltrace*")) | set(glob.glob(f"{tempfile.gettempdir()}/frida-*"))
     for folder in glob.glob("/proc/[0-9]*"):
         try:
+            ours = MARK.encode() in Path(folder, "environ").read_bytes().split(b"\0")
             command = Path(folder, "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
         except OSError:
             continue
-        if "sqltrace.backends." in command or "idund" in command:
+        if ours and command:
             found.add(f"{folder}: {command}")
     return found
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
+    name, _, value = MARK.partition("=")
+    os.environ[name] = value
     before = _traces_of_us()
     yield
-    left = _traces_of_us() - before
+    end = time.monotonic() + 5
+    while (left := _traces_of_us() - before) and time.monotonic() < end:
+        time.sleep(0.1)
     assert not left, f"the tests left behind: {sorted(left)}"
 
 

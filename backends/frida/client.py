@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqltrace.backends.frida import leftovers
 from sqltrace.backends.frida.wire import Channel, Message
 from sqltrace.errors import BackendError
 
@@ -104,7 +105,7 @@ class WorkerClient:
         if threading.current_thread() is not self._reader:
             self._reader.join(_FAREWELL)
         self._channel.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        leftovers.remove(self._directory)
 
     def _send(self, message: Message) -> None:
         try:

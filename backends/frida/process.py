@@ -175,7 +175,7 @@ class Observed:
             return []
         if len(self._members) >= _MOST_CHILDREN:
             return []
-        if os.path.exists(f"/proc/{pid}") and not self._shares_ring(pid):
+        if _state(pid) not in {"", "Z", "X"} and not self._shares_ring(pid):
             # Not a child of our process, unless it has called exec in the meantime.
             self._strangers.add(pid)
             return [Started(pid, 0), Ended(pid, None)]
@@ -269,8 +269,13 @@ class Observed:
 
 def _stopped(pid: int) -> bool:
     """Whether the process is stopped by a signal or a debugger."""
+    return _state(pid) in {"T", "t"}
+
+
+def _state(pid: int) -> str:
+    """Return the letter that ps shows; empty for a process that is no more."""
     fields = _stat(pid)
-    return bool(fields) and fields[0] in "Tt"
+    return fields[0] if fields else ""
 
 
 def _parent(pid: int) -> int:

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import os
 import queue
-import shutil
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sqltrace.backends.frida import leftovers
 from sqltrace.backends.frida.freeze import Freeze, Range, hidden_threads
 from sqltrace.backends.frida.sources import agent_script
 from sqltrace.backends.frida.wire import Channel, Message
@@ -221,8 +221,7 @@ def main(arguments: list[str]) -> int:
     try:
         Worker(channel).serve()
     finally:
-        # Frida's helper process may still run from there; a program that runs does not need its name.
-        shutil.rmtree(directory, ignore_errors=True)
+        leftovers.remove(directory)
     os._exit(0)  # Frida's threads do not always let the interpreter end
 
 
