@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -181,6 +182,18 @@ class Worker:
         # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
         process.script.eternalize()
         process.session.detach()
+        _wait_untraced(process.pid)
+
+
+def _wait_untraced(pid: int) -> None:
+    """Wait until Frida's helper has let go of a process: to end the helper before would end what it was doing there."""
+    end = time.monotonic() + _FROZEN_AT_MOST
+    with contextlib.suppress(OSError):
+        while time.monotonic() < end:
+            with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
+                if "TracerPid:\t0\n" in stream.read():
+                    return
+            time.sleep(0.001)
 
 
 @contextlib.contextmanager
