@@ -48,11 +48,6 @@ class Claims:
                     raise AmbiguousResolutionError(f"{self._path}: the evidence for {claim.name} disagrees: {sides}")
         known.setdefault(evidence, claim)
 
-    def function(self, name: str) -> int | None:
-        """Return the address of a function, None when nothing claims it."""
-        known = self._functions.get(name)
-        return next(iter(known.values())) if known else None
-
     def field(self, name: str) -> FieldClaim | None:
         """Return a field, with a size where any evidence has one."""
         known = self._fields.get(name)

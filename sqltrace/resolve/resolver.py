@@ -34,6 +34,7 @@ _VERSION: Final = re.compile(rb"(?<=\0)3\.(\d{1,2})\.(\d{1,2})(?=\0)")
 PREPARE_FAMILY: Final = tuple(f"sqlite3_prepare{wide}{v}" for wide in ("", "16") for v in ("", "_v2", "_v3"))
 REQUIRED_FUNCTIONS: Final = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
 HOOKED: Final = (*REQUIRED_FUNCTIONS, *PREPARE_FAMILY)
+_ORDER: Final = {name: i for i, name in enumerate(HOOKED)}
 REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
 _WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite3.nTotalChange")
 """Fields that hooks read 2, 4 or 8 bytes wide: without the width they are of no use."""
@@ -136,7 +137,7 @@ class _Ladder:
 
     def _result(self, release: int | None, source_id: str | None) -> Resolution:
         elf = self._elf
-        functions = dict(sorted(self._claims.functions(), key=lambda item: HOOKED.index(item[0])))
+        functions = dict(sorted(self._claims.functions(), key=lambda item: _ORDER.get(item[0], len(_ORDER))))
         layout = {n: f for n, f in self._claims.fields() if f.size or n not in _WIDTH_MATTERS}
         missing = [n for n in REQUIRED_FUNCTIONS if n not in functions]
         missing += [n for n in REQUIRED_FIELDS if n not in layout]

@@ -23,6 +23,8 @@ from sqltrace.resolve.elf import SYMBOL, Elf, open_image
 
 _NAME: Final = re.compile(rb"(?<=\0)([A-Za-z0-9_.]{0,40}?)(sqlite3[A-Za-z0-9_]{1,60})(?=[\0@])")
 _STT_FUNC: Final = 2
+_SHT_NOBITS: Final = 8
+_DT_STRTAB, _DT_SYMTAB, _DT_STRSZ = 5, 6, 10
 _DEBUG_FILES: Final = Path("/usr/lib/debug/.build-id")
 _MINI_DEBUG_LIMIT: Final = 256 << 20
 
@@ -34,21 +36,19 @@ _INTERNAL: Final = "sqlite3VdbeExec"
 
 def _tables(elf: Elf) -> Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.void]], bytes]]:
     """Yield the symbols and the names of each symbol table of this file, the names with a zero in front."""
-    titles = list(elf.sections)
-    sections = list(elf.sections.values())
-    for symbols, strings in ((".dynsym", ".dynstr"), (".symtab", ".strtab")):
-        if symbols in titles and strings in titles:
-            table, names = elf.sections[symbols], elf.sections[strings]
-            if table.kind == 8 or names.kind == 8:
-                continue
-            entries = np.frombuffer(elf.data, SYMBOL, table.size // SYMBOL.itemsize, table.offset)
-            yield entries, b"\0" + bytes(elf.data[names.offset : names.offset + names.size])
-    if not sections and 5 in elf.dynamic and 6 in elf.dynamic:
+    for symbols_name, strings_name in ((".dynsym", ".dynstr"), (".symtab", ".strtab")):
+        table, strings = elf.sections.get(symbols_name), elf.sections.get(strings_name)
+        if table is None or strings is None or _SHT_NOBITS in (table.kind, strings.kind):
+            continue
+        entries = np.frombuffer(elf.data, SYMBOL, table.size // SYMBOL.itemsize, table.offset)
+        yield entries, b"\0" + bytes(elf.data[strings.offset : strings.offset + strings.size])
+    if not elf.sections and _DT_STRTAB in elf.dynamic and _DT_SYMTAB in elf.dynamic:
         # sstrip removes the section headers; linkers put .dynstr right behind .dynsym.
-        size = elf.dynamic[5] - elf.dynamic[6]
+        size = elf.dynamic[_DT_STRTAB] - elf.dynamic[_DT_SYMTAB]
         if 0 < size < elf.size:
-            strings_size = min(max(elf.dynamic.get(10, 0), 0), elf.size)
-            yield elf.table_at(elf.dynamic[6], SYMBOL, size), b"\0" + elf.read(elf.dynamic[5], strings_size)
+            strings_size = min(max(elf.dynamic.get(_DT_STRSZ, 0), 0), elf.size)
+            names = elf.read(elf.dynamic[_DT_STRTAB], strings_size)
+            yield elf.table_at(elf.dynamic[_DT_SYMTAB], SYMBOL, size), b"\0" + names
 
 
 def _defined_in(elf: Elf) -> dict[str, set[int]]:
@@ -72,7 +72,7 @@ def _defined_in(elf: Elf) -> dict[str, set[int]]:
 def _companions(elf: Elf) -> Iterator[Elf]:
     """Yield the file's symbols-only copies: MiniDebugInfo and the debug file with the same build-id."""
     section = elf.sections.get(".gnu_debugdata")
-    if section is not None and section.kind != 8:
+    if section is not None and section.kind != _SHT_NOBITS:
         decompressor = lzma.LZMADecompressor()
         try:
             data = decompressor.decompress(

@@ -91,3 +91,12 @@ def test_the_whole_ladder_finds_everything_in_less_than_a_second() -> None:
     assert resolution.layout["Vdbe.nVar"].size == 4
     assert resolution.sqlite_version == "3.40.1"
     assert resolution.features_off == ()
+
+
+def test_section_headers_are_a_bonus_only(tmp_path: Path) -> None:
+    data = bytearray(LIBRARY.read_bytes())
+    data[40:48] = bytes(8)  # e_shoff
+    data[60:64] = bytes(4)  # e_shnum, e_shstrndx
+    (tmp_path / "library.so").write_bytes(data)
+    without, whole = resolve(tmp_path / "library.so"), resolve(LIBRARY)
+    assert (without.functions, without.layout) == (whole.functions, whole.layout)

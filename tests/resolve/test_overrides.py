@@ -25,6 +25,12 @@ def test_what_inspect_prints_for_one_file_is_the_layout_of_another(tmp_path: Pat
     assert {f.evidence for f in resolve(build_twin().stripped, overrides=parsed).layout.values()} == {("override",)}
 
 
+def test_functions_beyond_those_that_are_searched_for_can_be_given() -> None:
+    step = resolve(build_twin().stripped).functions["sqlite3_step"].address
+    found = resolve(build_twin().stripped, overrides=Overrides({"sqlite3BtreeInsert": step}))
+    assert found.functions["sqlite3BtreeInsert"].address == step
+
+
 def test_a_plain_list_of_offsets_will_do(tmp_path: Path) -> None:
     (tmp_path / "layout").write_text('{"Vdbe.zSql": 248, "sizeof(Mem)": 56}')
     assert {n: f.offset for n, f in parse_overrides([], tmp_path / "layout").layout.items()} == {
