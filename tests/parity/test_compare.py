@@ -196,6 +196,13 @@ def test_an_end_out_of_sight_may_come_late_or_at_once() -> None:
     assert compare(ORACLE, never) != []
 
 
+def test_ends_out_of_sight_come_in_any_order() -> None:
+    oracle = [line(100, "SELECT 'abort'", rows=n, rc=100, end="unseen", late=True) for n in (1, 2, 3)]
+    seen = events(oracle)
+    assert compare(oracle, [seen[2], seen[0], seen[1]]) == []
+    assert [d.field for d in compare(oracle, [seen[2] | {"rows": 4}, seen[0], seen[1]])] == ["rows"]
+
+
 def test_a_program_statement_taken_for_an_internal_one_is_found() -> None:
     for i in (1, 4):
         spoilt = events()

@@ -14,6 +14,7 @@
 #define MAX_THREADS 64
 #define MAX_DEPTH 16
 #define COUNTERS 7
+#define COUNTER_REPREPARE 4 /* its place in counter_table */
 
 static const struct {
     int op;
@@ -226,7 +227,9 @@ static void record(const struct line *line) {
     put_number("rc", line->rc);
     put(",\"end\":\"%s\"", line->end);
     for (int i = 0; i < COUNTERS; i++) {
-        put_number(counter_table[i].key, line->counters ? line->counters[i] : UNKNOWN);
+        /* The trace announces a statement when it was prepared anew already. */
+        int known = line->counters && (line->stmt != UNKNOWN || i != COUNTER_REPREPARE);
+        put_number(counter_table[i].key, known ? line->counters[i] : UNKNOWN);
     }
     put_flag("autocommit", line->autocommit);
     put_flag("internal", line->internal);
