@@ -30,6 +30,7 @@ const TRAMPOLINE_BYTES = 128; // the overwritten instructions, moved, and a jump
 const NEAR_JUMP = 0xe9; // the patch is one where Gum finds memory near enough for a stepping stone
 const NEAR_JUMP_BYTES = 5;
 const STONE_BYTES = 16;
+const PADDING = new Set(['endbr64', 'nop']);
 
 const exported = (name) => Module.getGlobalExportByName(name);
 const libc = (name, result, args) => new SystemFunction(exported(name), result, args);
@@ -79,7 +80,8 @@ function prepare(base, path, addresses, layout) {
     ring.tidKnown = true;
   }
   const functions = addresses.map((address, i) => ({
-    address: ptr(address),
+    name: `sqlite3_${FUNCTIONS[i]}`,
+    address: hookable(ptr(address)),
     original: state.add(LAYOUT_BYTES + 8 * i),
     hook: compiled[`hook_${FUNCTIONS[i]}`],
     trampoline: NULL,
@@ -88,12 +90,31 @@ function prepare(base, path, addresses, layout) {
   modules.set(base, { path, functions, compiled, state, patched: [] });
 }
 
+/*
+ * Where to hook a function.  Gum overwrites 16 bytes, and Debian's static sqlite3_reset has ten: it returns at once for
+ * NULL, else jumps to the rest, which gcc has made a function of its own.  That one has the same argument and result.
+ */
+function hookable(address) {
+  let at = address;
+  while (at.compare(address.add(PATCH_BYTES)) < 0) {
+    const instruction = Instruction.parse(at);
+    if (instruction.mnemonic === 'jmp' && instruction.operands[0].type === 'imm')
+      return ptr(instruction.operands[0].value.toString());
+    const checksForNull = instruction.mnemonic === 'je' || instruction.toString() === 'test rdi, rdi';
+    if (!checksForNull && !PADDING.has(instruction.mnemonic)) break;
+    at = instruction.next;
+  }
+  return address;
+}
+
 /* Returns the original bytes of every patch, so that the tracer can restore them in forked children. */
 function patch(base) {
   const module = modules.get(base);
+  let failing = '';
   const before = module.functions.map((f) => ({ address: f.address.toString(), bytes: hex(f.address) }));
   try {
     for (const f of module.functions) {
+      failing = f.name;
       // Gum writes the code at flush: the hook cannot run before it knows the original.
       f.trampoline = Interceptor.replaceFast(f.address, f.hook);
       f.original.writePointer(f.trampoline);
@@ -101,7 +122,7 @@ function patch(base) {
     }
   } catch (error) {
     restore(base);
-    throw new Error(`Frida cannot hook ${FUNCTIONS[module.patched.length]}: ${error.message}`);
+    throw new Error(`Frida cannot hook ${failing}: ${error.message}`);
   }
   Interceptor.flush();
   return before.map((f, i) => ({ ...f, patched: hex(module.functions[i].address) }));

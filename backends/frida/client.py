@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +90,13 @@ class WorkerClient:
         """Answer what the agent in `pid` waits for."""
         self._send({"do": "post", "pid": pid, "message": message})
 
+    def kill(self) -> None:
+        """End the worker and Frida's helper at once."""
+        self._closing = True
+        self._process.kill()
+        self._process.wait()
+        self._clean_up()
+
     def close(self) -> None:
         """End the worker; it takes out hooks that are still in."""
         if self._closing:
@@ -100,8 +106,11 @@ class WorkerClient:
         try:
             self._process.wait(_FAREWELL)
         except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
         if threading.current_thread() is not self._reader:
             self._reader.join(_FAREWELL)
         self._channel.close()

@@ -63,11 +63,17 @@ class FridaTrace:
                 )
                 observed.resume()
         except BackendError as error:
-            child.abandon()
+            self._give_up(child)
             raise BackendError(f"cannot trace {argv[0]} with frida: {error}") from error
         except BaseException:
-            child.abandon()
+            self._give_up(child)
             raise
+
+    def _give_up(self, child: HeldChild) -> None:
+        if self._worker is not None:
+            self._worker.kill()  # first: a child cannot be reaped while Frida's helper traces it
+        self._processes.clear()
+        child.abandon()
 
     def join(self, pids: Sequence[int]) -> None:
         """Enter running processes.  Raises TargetError, NoSQLiteError, BackendError; none is entered then."""
