@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,7 +67,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
         try:
             return trace(backend, kind, place)
         finally:
-            place.rename(place.with_name(f"{backend}-{kind}"))
+            kept = place.with_name(f"{backend}-{kind}")
+            shutil.rmtree(kept, ignore_errors=True)  # of a run that failed, and is tried again by the next test
+            place.rename(kept)
 
     yield run
     run.cache_clear()
