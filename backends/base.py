@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sqltrace.events.model import Process
 from sqltrace.events.wire import Record
 from sqltrace.resolution import Resolution
 
@@ -78,7 +79,8 @@ class Ended:
     status: int | None
 
 
-Item = Record | Probed | Refused | Started | Ended
+Item = Record | Process | Probed | Refused | Started | Ended
+"""A `Process` is what /proc said of one while it was held: it may be gone by the time anybody looks again."""
 
 
 @dataclass(frozen=True, slots=True)

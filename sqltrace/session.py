@@ -26,7 +26,7 @@ from sqltrace.errors import OutputError
 from sqltrace.events.clock import Clock
 from sqltrace.events.decode import Decoder
 from sqltrace.events.enrich import Processes
-from sqltrace.events.model import SCHEMA_VERSION, Event, Statement
+from sqltrace.events.model import SCHEMA_VERSION, Event, Process, Statement
 from sqltrace.events.wire import Database, ProcessAction, ProcessChange, Text
 from sqltrace.sinks.base import Sink
 
@@ -137,6 +137,8 @@ class Session:
                 self._decoder.text(item)
             elif isinstance(item, Database):
                 self._decoder.database(item)
+            elif isinstance(item, Process):
+                self._processes.remember(item)
             elif isinstance(item, Probed):
                 self._probed(item)
             elif isinstance(item, Refused):

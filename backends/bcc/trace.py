@@ -23,6 +23,7 @@ from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
 from sqltrace.backends.launch.held import HeldChild
 from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files
 from sqltrace.errors import NoSQLiteError, SqltraceError
+from sqltrace.events.enrich import read_process
 from sqltrace.events.wire import End, Mapping, ProcessAction, ProcessChange, layout_words
 from sqltrace.resolution import Resolution
 
@@ -82,6 +83,8 @@ class BccTrace:
     def _adopt(self, pid: int, parent: int) -> None:
         self._object.follow(pid)
         self._pids.add(pid)
+        if parent == 0:
+            self._pending.append(read_process(pid))
         with contextlib.suppress(OSError):
             self._pidfds[pid] = os.pidfd_open(pid)
             self._ring.register(self._pidfds[pid])
@@ -199,7 +202,9 @@ class BccTrace:
             self._pending.append(Started(change.pid, change.parent))
         else:
             self._finish(change.pid, End.EXIT)
-            if change.action is ProcessAction.EXIT:
+            if change.action is ProcessAction.EXEC:
+                self._pending.append(read_process(change.pid, change))  # it is stopped until `_examine`
+            else:
                 self._gone(change.pid, change.exit_code)
 
     def _finish(self, pid: int | None, end: End) -> None:

@@ -25,6 +25,7 @@ from sqltrace.backends.launch.command import find_command, interpreted_by
 from sqltrace.backends.launch.entry import stop_at_entry
 from sqltrace.backends.launch.held import HeldChild
 from sqltrace.errors import BackendError, NoSQLiteError, SqltraceError, TargetError
+from sqltrace.events.enrich import read_process
 
 _SHORTEST_NAP: Final = 0.0005
 _LONGEST_NAP: Final = 0.005
@@ -57,6 +58,7 @@ class FridaTrace:
         try:
             worker = self._start_worker()
             if stop_at_entry(child):
+                self._add([read_process(child.pid)])
                 observed = self._processes[child.pid] = Observed(child.pid, worker, self._finder)
                 self._add(
                     observed.enter(held=True, ring_bytes=self._options.ring_bytes, parent=os.getpid()),
@@ -87,6 +89,7 @@ class FridaTrace:
             )
         worker = self._start_worker()
         for pid in dict.fromkeys(pids):
+            self._add([read_process(pid)])
             observed = self._processes[pid] = Observed(pid, worker, self._finder)
             try:
                 self._add(observed.enter(held=False, ring_bytes=self._options.ring_bytes, parent=0))

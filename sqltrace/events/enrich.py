@@ -96,6 +96,10 @@ class Processes:
         process = self._known.get(pid)
         return self.refresh(pid) if process is None else process
 
+    def remember(self, process: Process) -> None:
+        """Take what somebody else read while the process was held."""
+        self._known[process.pid] = process
+
     def refresh(self, pid: int, seen: ProcessChange | None = None) -> Process:
         """Look again (after fork and exec); a process that is gone keeps what was known."""
         process = read_process(pid, seen)
