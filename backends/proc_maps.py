@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqltrace.errors import TargetError
+from sqltrace.errors import NoSQLiteError, TargetError
 
 Inode = tuple[int, int]
 """st_dev, st_ino."""
@@ -23,6 +24,24 @@ class MappedFile:
     name: str
     path: str
     inode: Inode
+
+
+def comm(pid: int) -> str:
+    """Return the short name of a process, `?` when it is gone."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            return stream.read().strip()
+    except OSError:
+        return "?"
+
+
+def no_sqlite(pids: Sequence[int]) -> NoSQLiteError:
+    """Return the error for processes of which none has SQLite mapped."""
+    names = ", ".join(f"{pid} ({comm(pid)})" for pid in pids)
+    return NoSQLiteError(
+        f"no SQLite in process {names}: none of the files it has mapped holds any. "
+        "If it is loaded later, start the program with sqltrace run."
+    )
 
 
 def mapped_files(pid: int) -> list[MappedFile]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from sqltrace.backends.base import Availability, Options, Resolve, Trace
 from sqltrace.backends.bcc.trace import BccTrace
-from sqltrace.errors import BackendUnavailableError
+from sqltrace.backends.proc_maps import mapped_files, no_sqlite
+from sqltrace.errors import BackendUnavailableError, ResolutionError
 
 _CAP_SYS_ADMIN = 21
 
@@ -20,6 +21,18 @@ def _effective_capabilities() -> int:
             if line.startswith("CapEff:"):
                 return int(line.split()[1], 16)
     return 0
+
+
+def _require_sqlite(pids: Sequence[int], resolve: Resolve) -> None:
+    """Raise NoSQLiteError before anything is compiled, where there is nothing to observe."""
+    for pid in pids:
+        for mapped in mapped_files(pid):
+            try:
+                if resolve(mapped.path) is not None:
+                    return
+            except ResolutionError:
+                return  # `join` says why it cannot be used
+    raise no_sqlite(pids)
 
 
 class BccBackend:
@@ -70,6 +83,7 @@ class BccBackend:
 
     def attach(self, pids: Sequence[int], resolve: Resolve, options: Options) -> Trace:
         """Join running processes."""
+        _require_sqlite(pids, resolve)
         trace = self._trace(resolve, options)
         try:
             trace.join(pids)

@@ -21,7 +21,7 @@ from sqltrace.backends.bcc.ringbuf import RingBuffer
 from sqltrace.backends.bcc.sites import BODY, probe_site
 from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
 from sqltrace.backends.launch.held import HeldChild
-from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files
+from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files, no_sqlite
 from sqltrace.errors import NoSQLiteError, SqltraceError
 from sqltrace.events.enrich import read_process
 from sqltrace.events.wire import End, Mapping, ProcessAction, ProcessChange, layout_words
@@ -74,11 +74,7 @@ class BccTrace:
             reasons = [item.reason for item in self._pending if isinstance(item, Refused)]
             if reasons:
                 raise NoSQLiteError(reasons[0])
-            names = ", ".join(f"{pid} ({_comm(pid)})" for pid in pids)
-            raise NoSQLiteError(
-                f"no SQLite in process {names}: none of the files it has mapped holds any. "
-                "If it is loaded later, start the program with sqltrace run."
-            )
+            raise no_sqlite(pids)
 
     def _adopt(self, pid: int, parent: int) -> None:
         self._object.follow(pid)
@@ -266,11 +262,3 @@ class BccTrace:
         self._ring.close()
         self._object.close()
         return items
-
-
-def _comm(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-            return stream.read().strip()
-    except OSError:
-        return "?"
