@@ -5,6 +5,6 @@ from __future__ import annotations
 from sqltrace.resolve.cache import resolve_cached
 from sqltrace.resolve.describe import describe
 from sqltrace.resolve.overrides import Overrides, parse_overrides
-from sqltrace.resolve.resolver import resolve
+from sqltrace.resolve.resolver import Explained, explain, resolve
 
-__all__ = ["Overrides", "describe", "parse_overrides", "resolve", "resolve_cached"]
+__all__ = ["Explained", "Overrides", "describe", "explain", "parse_overrides", "resolve", "resolve_cached"]

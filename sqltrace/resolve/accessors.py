@@ -11,6 +11,7 @@ accessor out of line (vdbeUnbind), and libraries call through their PLT.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from sqltrace.resolve.claims import FieldClaim
@@ -43,6 +44,22 @@ _SIZEOF_DB: Final = 32
 _FILENAME_CHAIN: Final = ("sqlite3.aDb", "Db.pBt", "Btree.pBt", "BtShared.pPager", "Pager.zFilename")
 
 
+def member(offset: int) -> Linear:
+    """Return the address of the object's member at `offset`."""
+    return Linear(offset, ((OBJECT, 1),))
+
+
+def explained(claim: FieldClaim, executor: Executor, who: str, trace: Trace) -> FieldClaim:
+    """Return the claim with the expression and the instruction that told it as its detail."""
+    if claim.place is None:
+        return replace(claim, detail=who)
+    seen = next((a for a in trace.accesses if a.address == claim.place), None)
+    if seen is None:
+        return replace(claim, detail=f"{who}: {claim.place}")
+    verb = "reads" if seen.stored is None else "writes"
+    return replace(claim, detail=f"{who} {verb} {Load(seen.address, seen.size)}, {executor.instruction(seen.site)}")
+
+
 def loaded_fields(trace: Trace, sizes: Iterable[int]) -> dict[int, int]:
     """Return offset and width of each load of these widths straight from the object."""
     found = {}
@@ -64,15 +81,24 @@ def returned_field(trace: Trace, sizes: tuple[int, ...]) -> tuple[int, int] | No
     return found.pop() if len(found) == 1 else None
 
 
+_COUNTER: Final = tuple(sorted([(OBJECT, 1), (INDEX, 4)], key=repr))
+
+
 def counters_offset(trace: Trace) -> int | None:
     """Return o when the function reads the 4 bytes at object + 4 * argument 1 + o, and only those.
 
     sqlite3_stmt_status: `v = pVdbe->aCounter[op]`; the constant may hide in the index, the address keeps it.
     """
-    wanted = tuple(sorted([(OBJECT, 1), (INDEX, 4)], key=repr))
-    found = {a.address.constant for a in trace.loads() if a.size == 4 and a.address.terms == wanted}
+    found = {a.address.constant for a in trace.loads() if a.size == 4 and a.address.terms == _COUNTER}
     positive = {o for o in found if o > 0}
     return positive.pop() if len(positive) == 1 else None
+
+
+def counters_claims(trace: Trace) -> Iterator[FieldClaim]:
+    """Yield where the counters of a statement are."""
+    offset = counters_offset(trace)
+    if offset is not None:
+        yield FieldClaim("Vdbe.aCounter", offset, 4, place=Linear(offset, _COUNTER))
 
 
 def unbind_claims(trace: Trace) -> Iterator[FieldClaim]:
@@ -80,7 +106,7 @@ def unbind_claims(trace: Trace) -> Iterator[FieldClaim]:
 
     The index is argument 1, perhaps less one (sqlite3_bind_null's is 1-based).
     """
-    elements: dict[tuple[int, int], set[int]] = {}
+    elements: dict[tuple[int, int], dict[int, Linear]] = {}
     for access in trace.accesses:
         terms = dict(access.address.terms)
         size = terms.pop(INDEX, 0)
@@ -91,16 +117,17 @@ def unbind_claims(trace: Trace) -> Iterator[FieldClaim]:
             continue
         array = term.address.offset_from(OBJECT)
         if array is not None and 0 < array < 512:
-            flags = elements.setdefault((array, size), set())
+            flags = elements.setdefault((array, size), {})
             if access.stored is not None and access.size == 2:
-                flags.add(access.address.constant % size)
+                flags[access.address.constant % size] = access.address
     if len(elements) != 1:
         return
     (array, size), flags = next(iter(elements.items()))
-    yield FieldClaim("Vdbe.aVar", array, 8)
-    yield FieldClaim("sizeof(Mem)", size, 0)
-    if len(flags) == 1:
-        yield FieldClaim("Mem.flags", flags.pop(), 2)
+    yield FieldClaim("Vdbe.aVar", array, 8, place=member(array))
+    place = next(a.address for a in trace.accesses if dict(a.address.terms).get(INDEX) == size)
+    yield FieldClaim("sizeof(Mem)", size, 0, place=place)
+    for offset, place in flags.items() if len(flags) == 1 else ():
+        yield FieldClaim("Mem.flags", offset, 2, place=place)
     connection = Load(Linear(0, ((OBJECT, 1),)), 8)
     zeroed = {
         access.address.constant
@@ -108,8 +135,9 @@ def unbind_claims(trace: Trace) -> Iterator[FieldClaim]:
         if access.size == 4 and access.stored == Linear(0) and access.address.terms == ((connection, 1),)
     }
     if len(zeroed) == 1:
-        yield FieldClaim("sqlite3.errCode", zeroed.pop(), 4)
-        yield FieldClaim("Vdbe.db", 0, 8)
+        code = zeroed.pop()
+        yield FieldClaim("sqlite3.errCode", code, 4, place=Linear(code, ((connection, 1),)))
+        yield FieldClaim("Vdbe.db", 0, 8, place=member(0))
 
 
 def running_claims(trace: Trace) -> Iterator[FieldClaim]:
@@ -125,13 +153,15 @@ def running_claims(trace: Trace) -> Iterator[FieldClaim]:
             if other == Linear(VDBE_MAGIC_RUN) and (offset := field_load(value, OBJECT, (4,))) is not None:
                 magic.add(offset)
     if len(state) == 1 and not magic:
-        yield FieldClaim("Vdbe.eVdbeState", state.pop(), 1)
+        at = state.pop()
+        yield FieldClaim("Vdbe.eVdbeState", at, 1, place=member(at))
     if len(magic) == 1 and not state:
         at = magic.pop()
-        yield FieldClaim("Vdbe.magic", at, 4)
+        yield FieldClaim("Vdbe.magic", at, 4, place=member(at))
         rest = set(loaded_fields(trace, (4,))) - {at}
         if len(rest) == 1:
-            yield FieldClaim("Vdbe.pc", rest.pop(), 4)
+            pc = rest.pop()
+            yield FieldClaim("Vdbe.pc", pc, 4, place=member(pc))
 
 
 def _chain(value: Linear) -> tuple[int, ...] | None:
@@ -154,8 +184,11 @@ def filename_claims(trace: Trace) -> Iterator[FieldClaim]:
     # Where the loop over db->aDb was followed, the element is not the first: &aDb[-1], &aDb[1].
     chains = {c for c in chains if min(c) >= 0 and c[1] < _SIZEOF_DB}
     if len(chains) == 1:
+        place = Linear(0, ((OBJECT, 1),))
         for name, offset in zip(_FILENAME_CHAIN, chains.pop(), strict=True):
-            yield FieldClaim(name, offset, 8)
+            place = place.plus(Linear(offset))
+            yield FieldClaim(name, offset, 8, place=place)
+            place = Linear(0, ((Load(place, 8), 1),))
 
 
 def _deepening(executor: Executor, function: int, deepest: int, budget: int = 4000) -> Iterator[Trace]:
@@ -173,19 +206,12 @@ def accessor_claims(executor: Executor, functions: Mapping[str, int], release: i
             for trace in _deepening(executor, functions[function], 2):
                 found = returned_field(trace, sizes)
                 if found is not None:
-                    yield FieldClaim(field, *found)
+                    claim = FieldClaim(field, *found, place=member(found[0]))
+                    yield explained(claim, executor, f"{function} at {functions[function]:#x}", trace)
                     break
-    if "sqlite3_stmt_status" in functions:
-        for trace in _deepening(executor, functions["sqlite3_stmt_status"], 1):
-            counters = counters_offset(trace)
-            if counters is not None:
-                yield FieldClaim("Vdbe.aCounter", counters, 4)
-                break
-    if "sqlite3_value_type" in functions and release >= _VALUE_TYPE_READS_FLAGS:
-        flags = loaded_fields(executor.run(functions["sqlite3_value_type"]), (1, 2, 4))
-        if len(flags) == 1:
-            yield FieldClaim("Mem.flags", next(iter(flags)), None)
     for function, reader, deepest in (
+        ("sqlite3_stmt_status", counters_claims, 1),
+        ("sqlite3_value_type", _value_type_claims if release >= _VALUE_TYPE_READS_FLAGS else _no_claims, 0),
         ("sqlite3_bind_null", unbind_claims, 2),
         ("sqlite3_stmt_busy", running_claims, 1),
         ("sqlite3_db_filename", filename_claims, 4),
@@ -193,6 +219,19 @@ def accessor_claims(executor: Executor, functions: Mapping[str, int], release: i
         if function in functions:
             for trace in _deepening(executor, functions[function], deepest, 6000):
                 claims = list(reader(trace))
+                for claim in claims:
+                    yield explained(claim, executor, f"{function} at {functions[function]:#x}", trace)
                 if claims:
-                    yield from claims
                     break
+
+
+def _value_type_claims(trace: Trace) -> Iterator[FieldClaim]:
+    """sqlite3_value_type: `aType[pVal->flags&MEM_AffMask]`."""
+    flags = loaded_fields(trace, (1, 2, 4))
+    if len(flags) == 1:
+        offset = next(iter(flags))
+        yield FieldClaim("Mem.flags", offset, None, place=member(offset))
+
+
+def _no_claims(_: Trace) -> Iterator[FieldClaim]:
+    return iter(())

@@ -22,6 +22,7 @@ import numpy as np
 from sqltrace.errors import AmbiguousResolutionError
 from sqltrace.resolve.api_slots import LIBVERSION_NUMBER, SLOTS, slot_count
 from sqltrace.resolve.elf import Addresses, Elf, Mask, Words
+from sqltrace.resolve.releases import version_text
 from sqltrace.resolve.symbolic import Executor
 
 _LEAST_RUN: Final = 150
@@ -40,10 +41,10 @@ class ApiTable:
     source_id: str | None
     functions: Mapping[str, int]
 
-
-def version_text(release: int) -> str:
-    """Return 3.50.4 for 3050004."""
-    return f"{release // 1000000}.{release // 1000 % 1000}.{release % 1000}"
+    def detail(self, name: str) -> str:
+        """Return which slot of the table has this function."""
+        slot = SLOTS.index(name.removeprefix("sqlite3_"))
+        return f"slot {slot} of sqlite3_api_routines at {self.address:#x} (at {self.address + 8 * slot:#x})"
 
 
 def _constant_returned(elf: Elf, pointers: Words) -> tuple[Mask, Addresses]:

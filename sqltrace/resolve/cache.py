@@ -24,15 +24,22 @@ from sqltrace.errors import NoSQLiteError
 from sqltrace.resolution import Resolution
 from sqltrace.resolve.elf import Elf, open_image
 from sqltrace.resolve.overrides import Overrides
-from sqltrace.resolve.resolver import resolve_image
+from sqltrace.resolve.resolver import resolve_image, source_ids
 
 _HEAD: Final = 64 << 10
 _LARGEST_ENTRY: Final = 1 << 20
 
 
-def resolve_cached(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Resolution:
-    """Like `resolve`, from the cache where it can be; with overrides the cache is left alone."""
+def resolve_cached(
+    path: str | os.PathLike[str], *, overrides: Overrides | None = None, only_sqlite: bool = False
+) -> Resolution:
+    """Like `resolve`, from the cache where it can be; with overrides the cache is left alone.
+
+    With `only_sqlite`, NoSQLiteError is raised for a file without a source id even where overrides name functions.
+    """
     elf = Elf(open_image(path), os.fspath(path))
+    if overrides and only_sqlite and not source_ids(elf):
+        raise NoSQLiteError(f"{elf.path} holds no SQLite")
     directory = None if overrides else _directory()
     if directory is None:
         return resolve_image(elf, overrides=overrides)

@@ -199,6 +199,11 @@ class CallGraph:
         sites = self._edge_sites[self._edge_targets == function].tolist()
         return {owner for site in sites if (owner := self.owner_at(site)) is not None} - {function}
 
+    def call_sites(self, caller: int, callee: int) -> list[int]:
+        """Return where one function, or its cold part, calls or jumps to another."""
+        sites = self._edge_sites[self._edge_targets == callee].tolist()
+        return [site for site in sites if self.owner_at(site) == caller]
+
     def owner_at(self, address: int) -> int | None:
         """Return the function that holds `address`, or whose cold part does."""
         function = self.function_at(address)

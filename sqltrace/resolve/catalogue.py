@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sqltrace.resolve.claims import FieldClaim
+from sqltrace.resolve.releases import version_text
 
 _FIRST: Final = 3021000
 _END: Final = 3055000
@@ -137,4 +138,13 @@ def catalogue_claims(
     if not fitting and (modified or not possible):
         return []
     layouts = [list(layout(release, v)) for v in fitting or possible[:1]]
-    return [c for c in layouts[0] if all(c in other for other in layouts[1:])]
+    detail = f"source of {version_text(release)}, {_options_text(options, fitting)}"
+    return [replace(c, detail=detail) for c in layouts[0] if all(c in other for other in layouts[1:])]
+
+
+def _options_text(options: frozenset[str] | None, fitting: list[Variant]) -> str:
+    """Say which options the layout was taken for."""
+    known = "its options listed in the file" if options is not None else "its options not listed in the file"
+    if any(v.omit_trace for v in fitting) and any(not v.omit_trace for v in fitting):
+        return f"{known}, with or without OMIT_TRACE"
+    return f"{known}, with OMIT_TRACE" if fitting and fitting[0].omit_trace else known

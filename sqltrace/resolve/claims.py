@@ -2,24 +2,41 @@
 
 A wrong address or offset is worse than none: two rungs of the ladder that say different things about one
 function or field end the resolution with both sides named.
+
+Beside each claim stands its detail: what exactly was seen where, in words, for those who want to check it
+(`sqltrace inspect -v`).  Backends do not need it, so that it is no part of a `Resolution`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from sqltrace.errors import AmbiguousResolutionError
 from sqltrace.resolution import Evidence, Field, Function
+from sqltrace.resolve.symbolic import Linear
 
 
 @dataclass(frozen=True, slots=True)
 class FieldClaim:
-    """A member lies at `offset`; `size` is None where this evidence does not tell the width."""
+    """A member lies at `offset`; `size` is None where this evidence does not tell the width.
+
+    `place` is the address of the access that told it, where code did.
+    """
 
     name: str
     offset: int
     size: int | None
+    detail: str = field(default="", compare=False)
+    place: Linear | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What one piece of evidence saw."""
+
+    evidence: Evidence
+    text: str
 
 
 class Claims:
@@ -29,9 +46,11 @@ class Claims:
         self._path = path
         self._functions: dict[str, dict[Evidence, int]] = {}
         self._fields: dict[str, dict[Evidence, FieldClaim]] = {}
+        self._details: dict[str, dict[Detail, None]] = {}
 
-    def add_function(self, name: str, address: int, evidence: Evidence) -> None:
+    def add_function(self, name: str, address: int, evidence: Evidence, detail: str = "") -> None:
         """Note that `evidence` has the function `name` at `address`."""
+        self._note(name, evidence, detail)
         known = self._functions.setdefault(name, {})
         if any(other != address for other in known.values()) and Evidence.OVERRIDE not in known:
             sides = ", ".join(f"{e} says {a:#x}" for e, a in [*known.items(), (evidence, address)])
@@ -40,6 +59,7 @@ class Claims:
 
     def add_field(self, claim: FieldClaim, evidence: Evidence) -> None:
         """Note that `evidence` has a field at an offset."""
+        self._note(claim.name, evidence, claim.detail)
         known = self._fields.setdefault(claim.name, {})
         if Evidence.OVERRIDE not in known:
             for other in known.values():
@@ -47,6 +67,17 @@ class Claims:
                     sides = ", ".join(_side(e, c) for e, c in [*known.items(), (evidence, claim)])
                     raise AmbiguousResolutionError(f"{self._path}: the evidence for {claim.name} disagrees: {sides}")
         known.setdefault(evidence, claim)
+
+    def _note(self, name: str, evidence: Evidence, detail: str) -> None:
+        if detail:
+            self._details.setdefault(name, {})[Detail(evidence, detail)] = None
+
+    def details(self) -> Mapping[str, tuple[Detail, ...]]:
+        """Return what was seen of each function and field, strongest evidence first."""
+        return {
+            name: tuple(sorted(details, key=lambda d: _STRENGTH.index(d.evidence)))
+            for name, details in self._details.items()
+        }
 
     def field(self, name: str) -> FieldClaim | None:
         """Return a field, with a size where any evidence has one."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from sqltrace.errors import NoSQLiteError, NotAnImageError
 from sqltrace.resolution import Resolution
 from sqltrace.resolve import resolve_cached
+from sqltrace.resolve.overrides import Overrides
 
 
-def sqlite_in(path: str) -> Resolution | None:
+def sqlite_in(path: str, overrides: Overrides | None = None) -> Resolution | None:
     """Return what is known of SQLite in the file, None where it holds none.
 
+    `overrides` win over what is found, but do not make a SQLite of a file without one: a process maps many.
     Raises ResolutionError where SQLite is there but cannot be used.
     """
     try:
-        return resolve_cached(path)
+        return resolve_cached(path, overrides=overrides, only_sqlite=True)
     except (NoSQLiteError, NotAnImageError):
         return None

@@ -81,3 +81,8 @@ _CHECK_INS: Final = (
 def release_of(source_id: str) -> int | None:
     """Return the release of a source id as in 3050004, None when it is no release that is listed here."""
     return dict(_CHECK_INS).get(source_id[:19])
+
+
+def version_text(release: int) -> str:
+    """Return 3.50.4 for 3050004."""
+    return f"{release // 1000000}.{release // 1000 % 1000}.{release % 1000}"

@@ -10,22 +10,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
 from sqltrace.resolution import Evidence, Resolution
 from sqltrace.resolve.accessors import accessor_claims
-from sqltrace.resolve.api_table import ApiTable, find_api_table, version_text
+from sqltrace.resolve.api_table import ApiTable, find_api_table
 from sqltrace.resolve.catalogue import catalogue_claims
-from sqltrace.resolve.claims import Claims, FieldClaim
+from sqltrace.resolve.claims import Claims, Detail, FieldClaim
 from sqltrace.resolve.elf import Elf, open_image
 from sqltrace.resolve.features import features_off
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.overrides import Overrides
-from sqltrace.resolve.releases import release_of
+from sqltrace.resolve.releases import release_of, version_text
 from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
-from sqltrace.resolve.symbols import symbols
+from sqltrace.resolve.symbols import NamedFunction, named_functions
 from sqltrace.resolve.x86_64 import X86_64
 
 _SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{36}(?:[0-9a-f]{24})?[0-9a-z]{4}\b")
@@ -41,17 +42,35 @@ _WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite
 _SURPRISES: Final = (ArithmeticError, LookupError, ValueError, TypeError, MemoryError, RecursionError)
 
 
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A resolution, and for each function and field in it what each piece of evidence saw."""
+
+    resolution: Resolution
+    details: Mapping[str, tuple[Detail, ...]]
+
+
 def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Resolution:
     """Find SQLite's functions and struct members in an ELF file.
 
     Raises NotAnImageError (no readable x86-64 ELF file), NoSQLiteError, ResolutionError (something without which
     nothing works was not found) and AmbiguousResolutionError (evidence disagrees).
     """
-    return resolve_image(Elf(open_image(path), os.fspath(path)), overrides=overrides)
+    return explain(path, overrides=overrides).resolution
+
+
+def explain(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Explained:
+    """Like `resolve`, with the details of all evidence."""
+    return explain_image(Elf(open_image(path), os.fspath(path)), overrides=overrides)
 
 
 def resolve_image(elf: Elf, *, overrides: Overrides | None = None) -> Resolution:
     """Like `resolve`, for a file that is open already."""
+    return explain_image(elf, overrides=overrides).resolution
+
+
+def explain_image(elf: Elf, *, overrides: Overrides | None = None) -> Explained:
+    """Like `resolve_image`, with the details of all evidence."""
     try:
         return _Ladder(elf, overrides or Overrides()).climb()
     except _SURPRISES as error:
@@ -73,7 +92,7 @@ class _Ladder:
         self._claims = Claims(elf.path)
         self._executor = Executor(elf, X86_64(elf))
 
-    def climb(self) -> Resolution:
+    def climb(self) -> Explained:
         elf, claims = self._elf, self._claims
         ids = source_ids(elf)
         if not elf.code or (not ids and not self._overrides.functions):
@@ -83,7 +102,7 @@ class _Ladder:
         for name, given in self._overrides.layout.items():
             claims.add_field(FieldClaim(name, given.offset, given.size or None), Evidence.OVERRIDE)
 
-        named = symbols(elf)
+        named = named_functions(elf)
         table = find_api_table(elf, self._executor)
         functions = self._named_functions(named, table)
         source_id = self._source_id(table, ids)
@@ -92,7 +111,7 @@ class _Ladder:
         if not functions and not strings.anchors and not self._overrides.functions:
             raise NoSQLiteError(f"{elf.path} names a SQLite release but holds no SQLite")
         for name, address in strings.functions.items():
-            claims.add_function(name, address, Evidence.STRINGS)
+            claims.add_function(name, address, Evidence.STRINGS, strings.details.get(name, ""))
         for claim in strings.fields:
             claims.add_field(claim, Evidence.ACCESSOR)
         for claim in accessor_claims(self._executor, functions, release or 0):
@@ -102,16 +121,22 @@ class _Ladder:
             known = {n: c for n in _field_names(claims) if (c := claims.field(n)) is not None}
             for claim in catalogue_claims(release, compile_options(elf), known, modified=modified):
                 claims.add_field(claim, Evidence.CATALOGUE)
-        return self._result(release, source_id)
+        resolution = self._result(release, source_id)
+        details = {n: d for n, d in claims.details().items() if n in resolution.functions or n in resolution.layout}
+        return Explained(resolution, details)
 
-    def _named_functions(self, named: Mapping[str, int], table: ApiTable | None) -> dict[str, int]:
+    def _named_functions(self, named: Mapping[str, NamedFunction], table: ApiTable | None) -> dict[str, int]:
         """Claim what the first two rungs found; return every function they know."""
-        functions = dict(named)
-        for found, evidence in ((named, Evidence.SYMBOL), (table.functions if table else {}, Evidence.API_TABLE)):
-            for name, address in found.items():
+        functions: dict[str, int] = {}
+        for name, found in named.items():
+            functions[name] = found.address
+            if name in HOOKED:
+                self._claims.add_function(name, found.address, Evidence.SYMBOL, f"{found.symbol} in {found.table}")
+        if table is not None:
+            for name, address in table.functions.items():
                 functions.setdefault(name, address)
                 if name in HOOKED:
-                    self._claims.add_function(name, address, evidence)
+                    self._claims.add_function(name, address, Evidence.API_TABLE, table.detail(name))
         return functions
 
     def _source_id(self, table: ApiTable | None, ids: set[str]) -> str | None:

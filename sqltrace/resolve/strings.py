@@ -23,7 +23,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqltrace.resolve.accessors import INDEX, OBJECT, VDBE_MAGIC_RUN, counters_offset, unbind_claims
+from sqltrace.resolve.accessors import (
+    INDEX,
+    OBJECT,
+    VDBE_MAGIC_RUN,
+    counters_claims,
+    explained,
+    member,
+    unbind_claims,
+)
 from sqltrace.resolve.callgraph import CallGraph, Reference, find_references
 from sqltrace.resolve.claims import FieldClaim
 from sqltrace.resolve.elf import Elf
@@ -57,11 +65,12 @@ _OWN: Final = Linear(0, ((OBJECT, 1),))
 
 @dataclass(frozen=True, slots=True)
 class StringEvidence:
-    """What this rung found: functions by name, and what internal functions tell about fields."""
+    """What this rung found: functions by name and why, and what internal functions tell about fields."""
 
     anchors: int
     functions: Mapping[str, int]
     fields: tuple[FieldClaim, ...] = field(default=())
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 def _anchor_addresses(elf: Elf) -> dict[int, str]:
@@ -83,7 +92,8 @@ def string_evidence(elf: Elf, executor: Executor) -> StringEvidence:
         return StringEvidence(len(addresses), {})
     graph = CallGraph(elf, min(core) - _MARGIN, max(core) + _MARGIN)
     search = _Search(elf, executor, graph, addresses, references)
-    return StringEvidence(len(addresses), search.functions(), tuple(search.fields()))
+    functions = search.functions()
+    return StringEvidence(len(addresses), functions, tuple(search.fields()), search.details)
 
 
 def _only(found: Collection[int]) -> int | None:
@@ -105,11 +115,14 @@ class _Search:
         self._executor = executor
         self._graph = graph
         self._texts = addresses
+        self.details: dict[str, str] = {}
         self._users: dict[str, set[int]] = {name: set() for name in _ANCHORS}
+        self._references: dict[int, list[Reference]] = {}
         for reference in references:
             owner = graph.owner_at(reference.site)
             if owner is not None:
                 self._users[addresses[reference.target]].add(owner)
+                self._references.setdefault(owner, []).append(reference)
 
     def functions(self) -> dict[str, int]:
         """Return what was found of step, reset, finalize and the prepare family."""
@@ -117,20 +130,44 @@ class _Search:
         exec_ = self._vdbe_exec()
         if exec_ is not None:
             step, inner = self._step(exec_)
-            self._add(found, "sqlite3_step", step)
+            exec_text = f"sqlite3VdbeExec at {exec_:#x}, which {self._says(exec_, _IN_EXEC)}"
+            if step is not None:
+                called = f"sqlite3Step at {inner:#x}, which calls {exec_text}" if inner else exec_text
+                reason = f"{self._calls(step, inner or exec_)} {called}; and {self._says(step, ('null', 'finalized'))}"
+                self._add(found, "sqlite3_step", step, reason)
             halt = self._vdbe_halt(exec_)
             if halt is not None:
                 not_these = {f for f in (exec_, step, inner) if f is not None}
                 finalize, reset = self._passing_own_statement(halt, not_these)
-                self._add(found, "sqlite3_finalize", _only(finalize))
-                self._add(found, "sqlite3_reset", _only(reset))
+                halt_text = (
+                    f"hands its argument on to sqlite3VdbeHalt at {halt:#x}, perhaps by way of sqlite3VdbeReset; "
+                    f"VdbeHalt is called by {exec_text}, and {self._says(halt, ('commit',))}"
+                )
+                if (function := _only(finalize)) is not None:
+                    complaint = self._says(function, ("finalized",))
+                    self._add(found, "sqlite3_finalize", function, f"{halt_text}; and {complaint}")
+                if (function := _only(reset)) is not None:
+                    self._add(found, "sqlite3_reset", function, f"tests its argument for NULL, {halt_text}")
         found.update(self._prepare_family())
         return found
 
-    @staticmethod
-    def _add(found: dict[str, int], name: str, address: int | None) -> None:
-        if address is not None:
-            found[name] = address
+    def _add(self, found: dict[str, int], name: str, address: int, detail: str) -> None:
+        found[name] = address
+        self.details[name] = detail
+
+    def _says(self, function: int, anchors: Collection[str]) -> str:
+        """Return which of the anchors' messages the function, or what it calls, refers to, and where."""
+        for owner in (function, *sorted(self._graph.callees(function))):
+            for reference in self._references.get(owner, ()):
+                if self._texts[reference.target] in anchors:
+                    text = (self._elf.cstring(reference.target) or b"").decode("latin-1")
+                    via = "" if owner == function else f" through {owner:#x}"
+                    return f'refers{via} to "{text}" at {reference.target:#x} ({reference.site:#x})'
+        return "is called by one that complains"
+
+    def _calls(self, caller: int, callee: int) -> str:
+        sites = self._graph.call_sites(caller, callee)
+        return f"calls at {sites[0]:#x}" if sites else "calls"
 
     def _vdbe_exec(self) -> int | None:
         users = [self._users[name] for name in _IN_EXEC]
@@ -204,14 +241,22 @@ class _Search:
     def _prepare_family(self) -> dict[str, int]:
         inner = self._users["prepare"]
         candidates = inner | {c for f in inner for c in self._graph.callers(f)}
-        found: dict[str, set[int]] = {}
+        found: dict[str, dict[int, int]] = {}
         for lock_and_prepare in candidates:
             for wrapper in self._graph.callers(lock_and_prepare):
                 if self._graph.size(wrapper) < _SMALL:
                     name = self._prepare_name(wrapper, lock_and_prepare)
                     if name is not None:
-                        found.setdefault(name, set()).add(wrapper)
-        return {name: next(iter(functions)) for name, functions in found.items() if len(functions) == 1}
+                        found.setdefault(name, {})[wrapper] = lock_and_prepare
+        family: dict[str, int] = {}
+        for name, functions in found.items():
+            if len(functions) == 1:
+                wrapper, called = functions.popitem()
+                reason = (
+                    f"{self._calls(wrapper, called)} sqlite3LockAndPrepare at {called:#x} with the arguments of {name}"
+                )
+                self._add(family, name, wrapper, f"{reason}; that one {self._says(called, ('prepare',))}")
+        return family
 
     def _prepare_name(self, wrapper: int, inner: int) -> str | None:
         """Tell by what sqlite3LockAndPrepare(db, zSql, nBytes, prepFlags, pReprepare, ppStmt, ...) is given."""
@@ -239,16 +284,18 @@ class _Search:
         # Where vdbeUnbind(p, i) is inlined, the sqlite3_bind functions say it, whose first arguments are the same.
         for function in sorted(self._users["unbind"])[:_MOST_BINDS]:
             trace = self._executor.run(function, budget=3000)
+            who = f"vdbeUnbind at {function:#x}, which {self._says(function, ('unbind',))},"
             for claim in (*unbind_claims(trace), *self._unbind_more(trace)):
-                told.setdefault(claim.name, set()).add(claim)
+                told.setdefault(claim.name, set()).add(explained(claim, self._executor, who, trace))
         yield from (claims.pop() for claims in told.values() if len(claims) == 1)
-        found = set()
+        found: set[FieldClaim] = set()
         for function in self._comparing_with_memused():
             trace = self._executor.run(function)
             if any(c.left == _INDEX and c.right == Linear(_STMTSTATUS_MEMUSED) for c in trace.compares):
-                found.add(counters_offset(trace))
-        if len(found) == 1 and (offset := found.pop()) is not None:
-            yield FieldClaim("Vdbe.aCounter", offset, 4)
+                who = f"sqlite3_stmt_status at {function:#x}, which compares its argument with MEMUSED,"
+                found.update(explained(c, self._executor, who, trace) for c in counters_claims(trace))
+        if len(found) == 1:
+            yield found.pop()
 
     def _comparing_with_memused(self) -> Iterator[int]:
         for start in self._graph.starts.tolist():
@@ -264,7 +311,7 @@ class _Search:
             if message is not None and self._texts.get(message.constant) == "unbind" and message.is_constant:
                 texts.add(None if text is None else field_load(text, OBJECT, (8,)))
         if len(texts) == 1 and (offset := texts.pop()) is not None:
-            yield FieldClaim("Vdbe.zSql", offset, 8)
+            yield FieldClaim("Vdbe.zSql", offset, 8, place=member(offset))
         counts, states, old = set(), set(), False
         for compare in trace.compares:
             for value, other in ((compare.left, compare.right), (compare.right, compare.left)):
@@ -276,6 +323,8 @@ class _Search:
                     states.add(offset)
                 old |= other == Linear(VDBE_MAGIC_RUN)
         if len(counts) == 1:
-            yield FieldClaim("Vdbe.nVar", *counts.pop())
+            offset, size = counts.pop()
+            yield FieldClaim("Vdbe.nVar", offset, size, place=member(offset))
         if len(states) == 1 and not old:
-            yield FieldClaim("Vdbe.eVdbeState", states.pop(), 1)
+            offset = states.pop()
+            yield FieldClaim("Vdbe.eVdbeState", offset, 1, place=member(offset))

@@ -28,12 +28,18 @@ class Argument(NamedTuple):
 
     number: int
 
+    def __str__(self) -> str:
+        return f"arg{self.number}"
+
 
 class Load(NamedTuple):
     """What `size` bytes at `address` hold."""
 
     address: Linear
     size: int
+
+    def __str__(self) -> str:
+        return f"u{8 * self.size}[{self.address}]"
 
 
 class Result(NamedTuple):
@@ -42,12 +48,18 @@ class Result(NamedTuple):
     target: int | None
     site: int
 
+    def __str__(self) -> str:
+        return f"call@{self.site:#x}()"
+
 
 class Unknown(NamedTuple):
     """Something that is not modelled; each is different."""
 
     serial: int
     kind: str
+
+    def __str__(self) -> str:
+        return f"<{self.kind}>"
 
 
 Term: TypeAlias = Argument | Load | Result | Unknown
@@ -58,6 +70,12 @@ class Linear(NamedTuple):
 
     constant: int
     terms: tuple[tuple[Term, int], ...] = ()
+
+    def __str__(self) -> str:
+        parts = [str(term) if factor == 1 else f"{factor}*{term}" for term, factor in self.terms]
+        if self.constant or not parts:
+            parts.append(str(self.constant))
+        return " + ".join(parts).replace("+ -", "- ")
 
     @property
     def is_constant(self) -> bool:
@@ -195,6 +213,9 @@ class Machine(Protocol):
     def step(self, pc: int, state: State, context: Context) -> tuple[Outcome, int] | None:
         """Execute the instruction at `pc`; return how it ends and its length, None when there is none."""
 
+    def text(self, pc: int) -> str:
+        """Return the instruction at `pc` in assembly language."""
+
 
 class Context:
     """What instructions need: memory access that records itself, and fresh unknowns."""
@@ -246,6 +267,10 @@ class Executor:
     def __init__(self, elf: Elf, machine: Machine) -> None:
         self._elf = elf
         self._machine = machine
+
+    def instruction(self, pc: int) -> str:
+        """Return `0x1234: mov rax, qword ptr [rdi + 8]`."""
+        return f"{pc:#x}: {self._machine.text(pc)}"
 
     def run(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import lzma
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,27 +35,36 @@ _INTERNAL: Final = "sqlite3VdbeExec"
 """So is a program that has this one; link-time optimisation may leave it few public functions."""
 
 
-def _tables(elf: Elf) -> Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.void]], bytes]]:
-    """Yield the symbols and the names of each symbol table of this file, the names with a zero in front."""
+@dataclass(frozen=True, slots=True)
+class NamedFunction:
+    """A function that a symbol table names: its address, the name as it stands there, and which table it is."""
+
+    address: int
+    symbol: str
+    table: str
+
+
+def _tables(elf: Elf) -> Iterator[tuple[str, np.ndarray[tuple[int], np.dtype[np.void]], bytes]]:
+    """Yield name, symbols and names of each symbol table of this file, the names with a zero in front."""
     for symbols_name, strings_name in ((".dynsym", ".dynstr"), (".symtab", ".strtab")):
         table, strings = elf.sections.get(symbols_name), elf.sections.get(strings_name)
         if table is None or strings is None or _SHT_NOBITS in (table.kind, strings.kind):
             continue
         entries = np.frombuffer(elf.data, SYMBOL, table.size // SYMBOL.itemsize, table.offset)
-        yield entries, b"\0" + bytes(elf.data[strings.offset : strings.offset + strings.size])
+        yield symbols_name, entries, b"\0" + bytes(elf.data[strings.offset : strings.offset + strings.size])
     if not elf.sections and _DT_STRTAB in elf.dynamic and _DT_SYMTAB in elf.dynamic:
         # sstrip removes the section headers; linkers put .dynstr right behind .dynsym.
         size = elf.dynamic[_DT_STRTAB] - elf.dynamic[_DT_SYMTAB]
         if 0 < size < elf.size:
             strings_size = min(max(elf.dynamic.get(_DT_STRSZ, 0), 0), elf.size)
             names = elf.read(elf.dynamic[_DT_STRTAB], strings_size)
-            yield elf.table_at(elf.dynamic[_DT_SYMTAB], SYMBOL, size), b"\0" + names
+            yield ".dynsym", elf.table_at(elf.dynamic[_DT_SYMTAB], SYMBOL, size), b"\0" + names
 
 
-def _defined_in(elf: Elf) -> dict[str, set[int]]:
-    """Return each defined function with `sqlite3` in its name and the addresses that go by it."""
-    found: dict[str, set[int]] = {}
-    for entries, names in _tables(elf):
+def _defined_in(elf: Elf, origin: str = "") -> dict[str, dict[int, str]]:
+    """Return each defined function with `sqlite3` in its name: the addresses that go by it, and the table."""
+    found: dict[str, dict[int, str]] = {}
+    for table, entries, names in _tables(elf):
         # A linker may let one name be the tail of another: chrome_sqlite3_step, sqlite3_step.
         at: dict[int, str] = {}
         for match in _NAME.finditer(names):
@@ -65,11 +75,11 @@ def _defined_in(elf: Elf) -> dict[str, set[int]]:
         wanted = (entries["section"] != 0) & (entries["info"] & 15 == _STT_FUNC) & (entries["value"] != 0)
         wanted &= np.isin(entries["name"], np.fromiter(at, np.uint32, len(at)))
         for entry in entries[wanted].tolist():
-            found.setdefault(at[entry[0]], set()).add(entry[4])
+            found.setdefault(at[entry[0]], {}).setdefault(entry[4], table + origin)
     return found
 
 
-def _companions(elf: Elf) -> Iterator[Elf]:
+def _companions(elf: Elf) -> Iterator[tuple[str, Elf]]:
     """Yield the file's symbols-only copies: MiniDebugInfo and the debug file with the same build-id."""
     section = elf.sections.get(".gnu_debugdata")
     if section is not None and section.kind != _SHT_NOBITS:
@@ -78,7 +88,7 @@ def _companions(elf: Elf) -> Iterator[Elf]:
             data = decompressor.decompress(
                 bytes(elf.data[section.offset : section.offset + section.size]), _MINI_DEBUG_LIMIT
             )
-            yield Elf(data, elf.path)
+            yield ".gnu_debugdata", Elf(data, elf.path)
         except (lzma.LZMAError, NotAnImageError, EOFError):
             pass
     if elf.build_id is not None:
@@ -88,18 +98,23 @@ def _companions(elf: Elf) -> Iterator[Elf]:
         except NotAnImageError:
             return
         if companion.build_id == elf.build_id:
-            yield companion
+            yield str(path), companion
 
 
 def symbols(elf: Elf) -> Mapping[str, int]:
+    """Return the addresses of `named_functions`."""
+    return {name: function.address for name, function in named_functions(elf).items()}
+
+
+def named_functions(elf: Elf) -> Mapping[str, NamedFunction]:
     """Return SQLite's functions that a symbol table names, under SQLite's own names, internal ones included.
 
     Empty where there is no SQLite in the tables.  Raises AmbiguousResolutionError when they hold two of them.
     """
     found = _defined_in(elf)
-    for companion in _companions(elf):
-        for name, addresses in _defined_in(companion).items():
-            found.setdefault(name, set()).update(addresses)
+    for origin, companion in _companions(elf):
+        for name, addresses in _defined_in(companion, f" of {origin}").items():
+            found[name] = addresses | found.get(name, {})
     prefixes = {name.removesuffix("sqlite3_step") for name in found if name.endswith("sqlite3_step")}
     complete = {}
     for prefix in sorted(prefixes):
@@ -115,4 +130,10 @@ def symbols(elf: Elf) -> Mapping[str, int]:
         )
         raise AmbiguousResolutionError(f"{elf.path} holds more than one SQLite: {sides}")
     # Static functions of other files may share an internal name; such a name says nothing.
-    return {name: next(iter(a)) for own in complete.values() for name, a in own.items() if len(a) == 1}
+    return {
+        name: NamedFunction(address, prefix + name, table)
+        for prefix, own in complete.items()
+        for name, addresses in own.items()
+        if len(addresses) == 1
+        for address, table in addresses.items()
+    }

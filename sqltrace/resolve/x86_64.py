@@ -124,6 +124,11 @@ class X86_64:  # noqa: N801 (the architecture's name)
             found = self._decoded.get(pc)
         return found
 
+    def text(self, pc: int) -> str:
+        """Return the instruction at `pc` in assembly language."""
+        instruction = self.instruction(pc)
+        return f"{instruction.mnemonic} {instruction.op_str}".strip() if instruction is not None else "?"
+
     def step(self, pc: int, state: State, context: Context) -> tuple[Outcome, int] | None:
         """Execute the instruction at `pc`."""
         instruction = self.instruction(pc)
