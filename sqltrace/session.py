@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,7 @@ from sqltrace.events.decode import Decoder
 from sqltrace.events.enrich import Processes
 from sqltrace.events.model import SCHEMA_VERSION, Event, Process, Statement
 from sqltrace.events.wire import Database, ProcessAction, ProcessChange, Text
+from sqltrace.filters import Conditions, Filter
 from sqltrace.sinks.base import Sink
 
 _TURN = 0.1
@@ -71,6 +73,7 @@ class Session:
         backend: str,
         sink: Sink,
         limits: Limits,
+        conditions: Conditions,
         options: dict[str, Any],
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -82,6 +85,7 @@ class Session:
         self._clock = Clock()
         self._processes = Processes()
         self._decoder = Decoder(self._clock, self._processes, limits.sql_bytes)
+        self._filter = Filter(conditions) if conditions.any else None
         self._started = time.monotonic()
         self._stop = False
         self._full = False
@@ -151,17 +155,19 @@ class Session:
                 self._changed(item)
 
     def _statements(self, batch: np.ndarray[tuple[int], np.dtype[np.void]]) -> None:
-        limit = self._limits.statements
-        if limit is not None:
-            left = max(limit - self.totals.statements, 0)
-            self._full = left <= len(batch)
-            self.totals.filtered += max(len(batch) - left, 0)
-            batch = batch[:left]
-        self.totals.statements += len(batch)
-        self._guarded(lambda: self._sink.statements(self._counting(self._decoder.statements(batch))))
+        statements = self._decoder.statements(batch)
+        if self._filter is not None:
+            statements = self._filter.keep(statements)
+        if self._limits.statements is not None:
+            statements = islice(statements, max(self._limits.statements - self.totals.statements, 0))
+        before = self.totals.statements
+        self._guarded(lambda: self._sink.statements(self._counting(statements)))
+        self.totals.filtered += len(batch) - (self.totals.statements - before)
+        self._full = self._limits.statements is not None and self.totals.statements >= self._limits.statements
 
     def _counting(self, statements: Iterator[Statement]) -> Iterator[Statement]:
         for statement in statements:
+            self.totals.statements += 1
             if statement.internal:
                 self.totals.internal += 1
             yield statement

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from sqltrace.backends.base import Options
 from sqltrace.backends.choice import BACKENDS
+from sqltrace.filters import Conditions
 from sqltrace.session import Limits, Session, Totals
 from sqltrace.sinks.base import Sink
 from sqltrace.sinks.jsonl import JsonLines
@@ -63,6 +64,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--duration", type=parse_duration, metavar="TIME", help="stop observing after TIME (30s, 2m)")
     parser.add_argument("--limit", type=parse_count, metavar="N", help="stop observing after N statements")
+    parser.add_argument(
+        "--db", action="append", default=[], metavar="GLOB", help="only databases whose path, or name, matches"
+    )
+    parser.add_argument("--sql", metavar="REGEX", help="only statements whose text matches, in any case of letters")
+    parser.add_argument("--min-duration", type=parse_duration, metavar="TIME", help="only what took as long (10ms)")
+    parser.add_argument("--errors-only", action="store_true", help="only what failed")
     parser.add_argument("--sql-limit", type=parse_size, metavar="BYTES", help="keep at most so much of each text")
     parser.add_argument("--internal", action="store_true", help="show SQLite's own statements in the terminal form")
     parser.add_argument("--no-follow", action="store_true", help="do not observe child processes")
@@ -89,12 +96,13 @@ def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, sessio
     recorded: dict[str, Any] = {
         key: value
         for key, value in vars(arguments).items()
-        if key not in ("execute", "quiet", "verbose") and value not in (None, False)
+        if key not in ("execute", "quiet", "verbose") and value not in (None, False, [])
     }
     return Session(
         backend,
         sink,
         Limits(arguments.duration, arguments.limit, arguments.sql_limit),
+        Conditions(tuple(arguments.db), arguments.sql, arguments.min_duration, arguments.errors_only),
         recorded | {"session": session_id},
         notice=say if arguments.verbose else (lambda _: None),
     )

@@ -133,3 +133,18 @@ def test_the_terminal_form_goes_to_stderr_and_the_output_stays_the_commands(tmp_
     assert done.stdout == "5\n"
     assert "SELECT 5\n  sqlite3 pid=" in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_what_a_filter_leaves_out_is_counted(trace: Trace) -> None:
+    sql = "CREATE TABLE t(a UNIQUE); INSERT INTO t VALUES(1); INSERT INTO t VALUES(2); INSERT INTO t VALUES(1)"
+    t = trace("bcc", "sqlite3", "f.db", sql, options=("--sql", "^insert", "--db", "*.db"))
+    assert [s["rc_name"] for s in t.statements] == ["DONE", "DONE", "CONSTRAINT_UNIQUE"]
+    assert t.end["hits"] == t.end["emitted"] + t.end["filtered"]
+    assert t.end["filtered"] > 0
+
+
+def test_the_limit_ends_the_observation_and_not_the_command(trace: Trace) -> None:
+    t = trace("bcc", "sqlite3", "l.db", "SELECT 1; SELECT 2; SELECT 3; SELECT 4", options=("--limit", "2"))
+    assert t.stdout == "1\n2\n3\n4\n"
+    assert len(t.statements) == 2
+    assert t.end["hits"] == t.end["emitted"] + t.end["filtered"]
