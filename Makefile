@@ -2,6 +2,7 @@
 # make test   sets everything up and runs the tests
 # make lint   ruff, the formatter and mypy
 # make bench  prints the benchmark tables
+# make catalogue  rebuilds btf/, the layouts of SQLite's structs; make catalogue-check rebuilds three
 
 SHELL := /bin/bash
 PYTHON := /usr/bin/python3
@@ -12,7 +13,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEMO_PACKAGES := python3-bpfcc python3-venv fossil
 TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps
 
-.PHONY: demo test lint format bench clean setup setup-test
+.PHONY: demo test lint format bench catalogue catalogue-check clean setup setup-test setup-catalogue
 
 # $(call debian,packages): installs those that are missing; silent and quick when none is.
 define debian
@@ -67,6 +68,17 @@ format: setup-test
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
+
+# SQLite's struct layouts (btf/): all releases anew, two minutes and 200 MB of npm packages the first time; ...
+catalogue: setup-catalogue
+	@nice $(BIN)/python -m sqltrace.btf.generate
+
+# ... or three of them, compared with what is stored.
+catalogue-check: setup-catalogue
+	@nice $(BIN)/python -m sqltrace.btf.generate --check 3.19.3 3.38.2 3.54.1
+
+setup-catalogue: setup
+	$(call debian,gcc libc6-dev dwarves $(if $(shell command -v npm),,nodejs npm))
 
 clean:
 	rm -rf .venv build dist demo.jsonl *.egg-info

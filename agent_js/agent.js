@@ -210,6 +210,5 @@ rpc.exports = {
   prepare,
   patch,
   ranges,
-  threads: () => Process.enumerateThreads().map((thread) => thread.id),
   restore: () => Array.from(modules.keys()).forEach(restore),
 };

@@ -72,6 +72,7 @@ class Session:
         self,
         backend: str,
         sink: Sink,
+        *,
         limits: Limits,
         conditions: Conditions,
         options: dict[str, Any],

@@ -5,20 +5,26 @@ of them that goes away with the patch, then executes garbage (measured: a busy p
 attach and detach).  So every thread of the application is stopped, led out of those bytes by single steps, and let go
 when the patch is written; Frida's own threads run on, because they do the writing.
 
-They cannot be told apart by name: the agent names them after the program.  But Frida hides its threads from its own
-list, so a thread that is in /proc before and after that list is made, and not in it, is Frida's.
+They cannot be told apart by name: the agent names them after the program.  (Frida's own list leaves them out, but making
+that list stops all threads in turn and was seen to hang.)  So each thread is stopped and its stack looked at: one whose
+stack leads into the agent's code is Frida's, or is in Frida's hands, and is let go at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from sqltrace.backends.launch import ptrace
 
+_PAGE = 4096
+_STACK_PAGES = 3
 _MOST_STEPS = 256
 """More instructions than all patched ranges hold together."""
 
@@ -46,29 +52,56 @@ def threads(pid: int) -> set[int]:
         return set()
 
 
-def hidden_threads(pid: int, listed: Callable[[], Iterable[int]]) -> set[int]:
-    """Return Frida's threads; `listed` returns those that Frida admits."""
-    before = threads(pid)
-    admitted = set(listed())
-    return (before & threads(pid)) - admitted
+def agent_code(pid: int) -> list[Range]:
+    """Return where the code of Frida's agents lies in a process."""
+    with open(f"/proc/{pid}/maps", "rb") as stream:
+        lines = [line.split(maxsplit=5) for line in stream]
+    found = []
+    for parts in lines:
+        if len(parts) == 6 and b"x" in parts[1] and parts[5].startswith(b"/memfd:frida-agent"):
+            start, _, end = parts[0].partition(b"-")
+            found.append(Range(int(start, 16), int(end, 16) - int(start, 16)))
+    return found
+
+
+def _stack(memory: RawIOBase, pointer: int) -> bytes:
+    """Return the innermost part of a stack, as far as it goes: whole words."""
+    pointer &= ~7
+    memory.seek(pointer)
+    size = _PAGE - pointer % _PAGE  # a read that reaches past the mapping returns what is there
+    data = memory.read(size) or b""
+    for _ in range(_STACK_PAGES):
+        try:
+            page = memory.read(_PAGE) or b""
+        except OSError:
+            break
+        data += page
+        if len(page) < _PAGE:
+            break
+    return data[: len(data) // 8 * 8]
 
 
 class Freeze:
-    """Context in which no thread of `pid` runs, except those in `spared`, and none is inside `ranges`."""
+    """Context in which none of the application's threads runs, and none is inside `ranges`."""
 
-    def __init__(self, pid: int, ranges: Sequence[Range], spared: set[int]) -> None:
+    def __init__(self, pid: int, ranges: Sequence[Range]) -> None:
         self._pid = pid
         self._ranges = ranges
-        self._spared = spared
+        self._agent: list[Range] = []
+        self._spared: set[int] = set()
         self._stopped: dict[int, list[int]] = {}  # thread -> signals it was about to get
 
     def __enter__(self) -> Self:
+        self._agent = agent_code(self._pid)
         try:
             while new := threads(self._pid) - self._spared - self._stopped.keys():
                 for tid in new:
                     number = ptrace.interrupt(tid)
                     if number is None:
-                        self._spared = self._spared | {tid}  # it ended
+                        self._spared.add(tid)  # it ended
+                    elif self._is_frida(tid):
+                        self._spared.add(tid)
+                        ptrace.detach(tid, number)
                     else:
                         self._stopped[tid] = [number]
             for tid in self._stopped:
@@ -82,6 +115,19 @@ class Freeze:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
+
+    def _is_frida(self, tid: int) -> bool:
+        if not self._agent:
+            return False
+        try:
+            with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
+                words = np.frombuffer(_stack(memory, ptrace.stack_pointer(tid)), dtype="<u8")
+            address = ptrace.instruction_pointer(tid)
+        except OSError:
+            return False
+        if any(r.inside(address) for r in self._ranges):
+            return False
+        return any(bool(((words >= r.start) & (words < r.start + r.size)).any()) for r in self._agent)
 
     def _lead_out(self, tid: int) -> None:
         for _ in range(_MOST_STEPS):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqltrace.backends.frida import leftovers
-from sqltrace.backends.frida.freeze import Freeze, Range, hidden_threads
+from sqltrace.backends.frida.freeze import Freeze, Range
 from sqltrace.backends.frida.sources import agent_script
 from sqltrace.backends.frida.wire import Channel, Message
 from sqltrace.backends.launch import ptrace
@@ -151,7 +151,7 @@ class Worker:
     def do_restore(self, pid: int, patches: list[tuple[int, str, str]], ranges: list[tuple[int, int]]) -> None:
         """Write the original code back into a forked child, in which no agent lives."""
         with (
-            Freeze(pid, [Range(start, size) for start, size in ranges], set()),
+            Freeze(pid, [Range(start, size) for start, size in ranges]),
             open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory,
         ):
             for address, original, patched in patches:
@@ -165,11 +165,8 @@ class Worker:
     def _frozen(self, process: Inhabited) -> contextlib.AbstractContextManager[object]:
         if process.held:
             return contextlib.nullcontext()
-        exports = process.script.exports_sync
-        spared = hidden_threads(process.pid, exports.threads)
-        found = [(int(start, 16), size, moved) for start, size, moved in exports.ranges()]
-        ranges = [Range(start, size, first_too=moved) for start, size, moved in found]
-        return Freeze(process.pid, ranges, spared)
+        found = process.script.exports_sync.ranges()
+        return Freeze(process.pid, [Range(int(start, 16), size, first_too=moved) for start, size, moved in found])
 
     def _leave(self, process: Inhabited) -> None:
         if process.gone:

@@ -33,7 +33,8 @@ WALL: Final = 0x40000000
 AT_ENTRY: Final = 9
 
 _REGISTERS: Final = 27
-_RIP: Final = 16  # index in struct user_regs_struct
+_RIP: Final = 16  # indexes in struct user_regs_struct
+_RSP: Final = 19
 _WORD: Final = (1 << 64) - 1
 
 Registers = ctypes.Array[ctypes.c_ulong]
@@ -67,6 +68,11 @@ def registers(tid: int) -> Registers:
 def instruction_pointer(tid: int) -> int:
     """Where a stopped thread goes on."""
     return int(registers(tid)[_RIP])
+
+
+def stack_pointer(tid: int) -> int:
+    """Where the stack of a stopped thread ends."""
+    return int(registers(tid)[_RSP])
 
 
 def set_instruction_pointer(tid: int, address: int) -> None:

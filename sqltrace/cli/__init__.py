@@ -9,11 +9,18 @@ import sys
 from collections.abc import Sequence
 
 from sqltrace import __version__
-from sqltrace.cli import attach, doctor, inspect, run, show
+from sqltrace.cli import attach, catalogue, doctor, inspect, run, show
 from sqltrace.cli.base import Command
 from sqltrace.errors import SqltraceError
 
-COMMANDS: tuple[type[Command], ...] = (run.Run, attach.Attach, show.Show, inspect.Inspect, doctor.Doctor)
+COMMANDS: tuple[type[Command], ...] = (
+    run.Run,
+    attach.Attach,
+    show.Show,
+    inspect.Inspect,
+    doctor.Doctor,
+    catalogue.Catalogue,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

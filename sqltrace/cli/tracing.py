@@ -101,9 +101,9 @@ def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, sessio
     return Session(
         backend,
         sink,
-        Limits(arguments.duration, arguments.limit, arguments.sql_limit),
-        Conditions(tuple(arguments.db), arguments.sql, arguments.min_duration, arguments.errors_only),
-        recorded | {"session": session_id},
+        limits=Limits(arguments.duration, arguments.limit, arguments.sql_limit),
+        conditions=Conditions(tuple(arguments.db), arguments.sql, arguments.min_duration, arguments.errors_only),
+        options=recorded | {"session": session_id},
         notice=say if arguments.verbose else (lambda _: None),
     )
 
