@@ -69,7 +69,7 @@ format: setup-test
 bench: setup-test
 	@$(BIN)/python -m benchmarks
 
-# SQLite's struct layouts (btf/): all releases anew, two minutes and 200 MB of npm packages the first time; ...
+# SQLite's struct layouts (btf/): all releases anew, four minutes with downloads, two without; ...
 catalogue: setup-catalogue
 	@nice $(BIN)/python -m sqltrace.btf.generate
 
