@@ -27,6 +27,7 @@ const RTLD_LAZY_NOLOAD_NODELETE = 0x1001 | 4;
 const FUNCTIONS = ['step', 'reset', 'finalize'];
 const PATCH_BYTES = 16; // what replaceFast overwrites, at most
 const TRAMPOLINE_BYTES = 128; // the overwritten instructions, moved, and a jump back
+const BREAKPOINT = 0xcc; // int3: a debugger's, or the kernel's for a uprobe
 const NEAR_JUMP = 0xe9; // the patch is one where Gum finds memory near enough for a stepping stone
 const NEAR_JUMP_BYTES = 5;
 const STONE_BYTES = 16;
@@ -115,6 +116,8 @@ function patch(base) {
   try {
     for (const f of module.functions) {
       failing = f.name;
+      // A uprobe executes the instruction that the *file* has there, so it and a patch are the program's death.
+      if (f.address.readU8() === BREAKPOINT) throw new Error('another tracer has a breakpoint there');
       // Gum writes the code at flush: the hook cannot run before it knows the original.
       f.trampoline = Interceptor.replaceFast(f.address, f.hook);
       f.original.writePointer(f.trampoline);

@@ -5,9 +5,9 @@ of them that goes away with the patch, then executes garbage (measured: a busy p
 attach and detach).  So every thread of the application is stopped, led out of those bytes by single steps, and let go
 when the patch is written; Frida's own threads run on, because they do the writing.
 
-They cannot be told apart by name: the agent names them after the program.  (Frida's own list leaves them out, but making
-that list stops all threads in turn and was seen to hang.)  So each thread is stopped and its stack looked at: one whose
-stack leads into the agent's code is Frida's, or is in Frida's hands, and is let go at once.
+They cannot be told apart by name: the agent names them after the program.  (Frida's own list leaves them out, but
+making that list stops all threads in turn and was seen to hang.)  So each thread is stopped and its stack looked at:
+one whose stack leads into the agent's code is Frida's, or is in Frida's hands, and is let go at once.
 """
 
 from __future__ import annotations
@@ -93,6 +93,13 @@ class Freeze:
 
     def __enter__(self) -> Self:
         self._agent = agent_code(self._pid)
+        # Sorted out before anything stands still for good: where we were before, there are many of Frida's threads.
+        for tid in threads(self._pid):
+            number = ptrace.interrupt(tid)
+            if number is not None:
+                if self._is_frida(tid):
+                    self._spared.add(tid)
+                ptrace.detach(tid, number)
         try:
             while new := threads(self._pid) - self._spared - self._stopped.keys():
                 for tid in new:

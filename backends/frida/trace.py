@@ -46,6 +46,7 @@ class FridaTrace:
         self._asked: dict[tuple[int, str], tuple[Probed, float]] = {}
         self._answering = ThreadPoolExecutor(1, "frida-answers")
         self._detached = False
+        self._held: Observed | None = None
         self._worker: WorkerClient | None = None
 
     # -- starting
@@ -63,7 +64,7 @@ class FridaTrace:
                 self._add(
                     observed.enter(held=True, ring_bytes=self._options.ring_bytes, parent=os.getpid()),
                 )
-                observed.resume()
+                self._held = observed  # until `drain` has told of it: who it is can be asked only while it lives
         except BackendError as error:
             self._give_up(child)
             raise BackendError(f"cannot trace {argv[0]} with frida: {error}") from error
@@ -198,7 +199,13 @@ class FridaTrace:
         return self._child.wait() if self._child else None
 
     def drain(self, timeout: float) -> Sequence[Item]:
-        """Return what came in."""
+        """Return what came in.  A command that was launched waits for its second call."""
+        if self._held is not None:
+            if self._pending:
+                with self._lock:
+                    items, self._pending = self._pending, []
+                return items
+            self._resume()
         end = time.monotonic() + timeout
         nap = _SHORTEST_NAP
         while True:
@@ -214,6 +221,12 @@ class FridaTrace:
                     poller.register(descriptor, select.POLLIN)
             poller.poll(min(nap, left) * 1e3)
             nap = min(nap * 2, _LONGEST_NAP)
+
+    def _resume(self) -> None:
+        if self._held is not None:
+            observed, self._held = self._held, None
+            with contextlib.suppress(BackendError):  # the worker died: that is told, and ended the process's wait
+                observed.resume()
 
     def _collect(self) -> None:
         with self._lock:
@@ -241,6 +254,7 @@ class FridaTrace:
         if self._detached:
             return []
         self._detached = True
+        self._resume()
         for observed in self._processes.values():
             self._add(observed.leave())
         if self._worker is not None:
