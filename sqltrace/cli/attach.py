@@ -10,7 +10,6 @@ from sqltrace.backends.choice import choose
 from sqltrace.cli import tracing
 from sqltrace.cli.base import Command
 from sqltrace.errors import TargetError
-from sqltrace.resolve.query import sqlite_in
 from sqltrace.session import new_session_id, signals
 
 
@@ -54,13 +53,14 @@ class Attach(Command):
             if pid == os.getpid():
                 raise TargetError(f"cannot attach to pid {pid}: that is sqltrace itself.")
         backend = choose(arguments.backend, say=tracing.say if not arguments.quiet else None)
+        resolve = tracing.resolver(arguments)
         session_id = new_session_id()
         sink = tracing.make_sink(arguments, session_id)
         try:
             session = tracing.make_session(arguments, backend.name, sink, session_id)
             session.start()
             with signals(session, lambda: None):
-                trace = backend.attach(pids, sqlite_in, tracing.backend_options(arguments))
+                trace = backend.attach(pids, resolve, tracing.backend_options(arguments))
                 totals = session.follow(trace)
         finally:
             sink.close()

@@ -9,9 +9,11 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from sqltrace.backends.base import Options
+from sqltrace.backends.base import Options, Resolve
 from sqltrace.backends.choice import BACKENDS
+from sqltrace.cli.overrides import add_override_options, overrides_from
 from sqltrace.filters import Conditions
+from sqltrace.resolve.query import sqlite_in
 from sqltrace.session import Limits, Session, Totals
 from sqltrace.sinks.base import Sink
 from sqltrace.sinks.jsonl import JsonLines
@@ -71,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-duration", type=parse_duration, metavar="TIME", help="only what took as long (10ms)")
     parser.add_argument("--errors-only", action="store_true", help="only what failed")
     parser.add_argument("--sql-limit", type=parse_size, metavar="BYTES", help="keep at most so much of each text")
+    add_override_options(parser)
     parser.add_argument("--internal", action="store_true", help="show SQLite's own statements in the terminal form")
     parser.add_argument("--no-follow", action="store_true", help="do not observe child processes")
     parser.add_argument("-q", "--quiet", action="store_true", help="no notices, no summary")
@@ -80,6 +83,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def backend_options(arguments: argparse.Namespace) -> Options:
     """Return the options that concern the backend."""
     return Options(follow=not arguments.no_follow)
+
+
+def resolver(arguments: argparse.Namespace) -> Resolve:
+    """Return the resolver as a backend asks it, with what the user knows better."""
+    overrides = overrides_from(arguments)
+    return lambda path: sqlite_in(path, overrides)
 
 
 def make_sink(arguments: argparse.Namespace, session_id: str) -> Sink:
