@@ -36,7 +36,7 @@ _SIZEOF: Final = re.compile(r"sizeof\((\w+)\)")
 class Claim:
     """A member lies at `offset` and is `size` bytes wide (None: that differs between the variants left).
 
-    For `sizeof(Mem)` and for a constant such as `MEM_Zero`, `offset` is the value and `size` is 0.
+    Of an array, `size` is that of an element, which is what code loads.  For `sizeof(Mem)` and for a constant such as `MEM_Zero`, `offset` is the value and `size` is 0.
     """
 
     name: str
@@ -78,8 +78,8 @@ class Layout:
             size = self.sizeof(asked_size.group(1))
             return Claim(name, size, 0) if size else None
         if "." in name:
-            found = self.offset(name)
-            return Claim(name, *found) if found else None
+            place = self.place(name)
+            return Claim(name, place.offset, place.element) if place is not None and not place.bit_size else None
         return Claim(name, self.constants[name], 0) if name in self.constants else None
 
     def moved_by(self, name: str, options: Iterable[str]) -> bool:

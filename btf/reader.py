@@ -80,10 +80,14 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something lies in a struct: bytes, and the bits within them where it is a bit-field."""
+    """Where something lies in a struct: bytes, and the bits within them where it is a bit-field.
+
+    `element` is the size of one element of an array, and equal to `size` for all else.
+    """
 
     offset: int
     size: int
+    element: int
     bit_offset: int = 0
     bit_size: int = 0
 
@@ -161,8 +165,11 @@ class Btf:
         if number is None or not steps:
             return None
         if bit_size:
-            return Place(bits // 8, (bits % 8 + bit_size + 7) // 8, bits % 8, bit_size)
-        return Place(bits // 8, self.size(number))
+            size = (bits % 8 + bit_size + 7) // 8
+            return Place(bits // 8, size, size, bits % 8, bit_size)
+        type_ = self.types[self.resolve(number)]
+        size = self.size(number)
+        return Place(bits // 8, size, self.size(type_.type_id) if type_.kind is Kind.ARRAY else size)
 
     def enumerators(self, enum: str) -> Mapping[str, int]:
         """Return the names and values of an enum; none when there is no such enum."""
