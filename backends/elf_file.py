@@ -59,7 +59,6 @@ class ElfFile:
                 return address - segment.address + segment.offset
         raise NotAnImageError(f"{self.path} has no code at address {address:#x}.")
 
-
     def code(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes of the file at an offset; raises NotAnImageError."""
         try:
