@@ -36,7 +36,8 @@ _SIZEOF: Final = re.compile(r"sizeof\((\w+)\)")
 class Claim:
     """A member lies at `offset` and is `size` bytes wide (None: that differs between the variants left).
 
-    Of an array, `size` is that of an element, which is what code loads.  For `sizeof(Mem)` and for a constant such as `MEM_Zero`, `offset` is the value and `size` is 0.
+    Of an array, `size` is that of an element, which is what code loads.  For `sizeof(Mem)` and for a constant such as
+    `MEM_Zero`, `offset` is the value and `size` is 0.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """What SQLite's compile-time options do to the layouts, and what a binary tells about them.
 
-Measured by compiling 3.8.11.1, 3.19.3, 3.34.0, 3.43.2 and 3.54.1 with each of 84 options alone; a test does it
-again for those listed here.  Two kinds matter:
+Found by compiling 3.8.11.1, 3.19.3, 3.34.0, 3.43.2 and 3.54.1 with each of 73 options alone; those listed here were
+then compiled with each of the 85 releases (a test does it again for two).  Two kinds matter:
 
 * OMIT_TRACE (also implied by OMIT_FLOATING_POINT), DEBUG, MAX_ATTACHED above 30 and MAX_VARIABLE_NUMBER change
   Vdbe, and all hooks need Vdbe.  The catalogue has each of these variants.
@@ -24,7 +24,7 @@ from sqltrace.btf.store import Version, version_key
 MOVERS: Final = {
     # option: the first members of a struct that it moves, all behind them move too; "Struct." only its size changes
     "ENABLE_COLUMN_USED_MASK": ("VdbeCursor.cacheStatus", "VdbeCursor.pCache", "VdbeCursor.aType"),
-    "ENABLE_NORMALIZE": ("Vdbe.pFree",),
+    "ENABLE_NORMALIZE": ("Vdbe.pFree", "Table.pIndex"),  # the latter in 3.26 only
     "ENABLE_PREUPDATE_HOOK": ("sqlite3.xWalCallback",),
     "ENABLE_SETLK_TIMEOUT": ("sqlite3.nSavepoint", "Pager."),
     "ENABLE_STAT3": ("Index.colNotIdxed", "Index."),
@@ -40,7 +40,9 @@ MOVERS: Final = {
     "OMIT_PROGRESS_CALLBACK": ("sqlite3.xProgress",),
     "OMIT_SHARED_CACHE": ("BtShared.nRef", "Btree.lock", "BtLock.pBtree"),
     "OMIT_TWOSIZE_LOOKASIDE": ("sqlite3.lookaside", "Lookaside.pSmallInit"),
-    "OMIT_VIRTUALTABLE": ("sqlite3.nVTrans", "Table.nModuleArg"),
+    "OMIT_VIRTUALTABLE": (
+        *("sqlite3.nVTrans", "sqlite3.aModule", "Table.nModuleArg", "Table.pVTable", "Column.isHidden"),
+    ),
     "OMIT_WAL": ("sqlite3.xWalCallback", "Pager.pWal"),
     "TEST": ("Pager.xReiniter",),
     "USER_AUTHENTICATION": ("sqlite3.",),
@@ -52,7 +54,6 @@ _LISTED_FROM: Final = {
     "ENABLE_COLUMN_USED_MASK": (3, 20),
     "MAX_ATTACHED": (3, 20),
     "MAX_VARIABLE_NUMBER": (3, 20),
-    "ENABLE_SETLK_TIMEOUT": (3, 50),
     "OMIT_TWOSIZE_LOOKASIDE": (999,),
 }
 """Where an option's absence from the list begins to mean something; for all others it always does."""
@@ -60,10 +61,10 @@ _ABSENT_BEFORE: Final = {
     "ENABLE_STMT_SCANSTATUS": (3, 8, 8),
     "ENABLE_PREUPDATE_HOOK": (3, 13),
     "ENABLE_COLUMN_USED_MASK": (3, 8, 11),
-    "ENABLE_SETLK_TIMEOUT": (3, 24),
+    "ENABLE_SETLK_TIMEOUT": (3, 50),
     "OMIT_TWOSIZE_LOOKASIDE": (3, 31),
 }
-"""Before these releases there was no such option to be set."""
+"""Before these releases there was no such option to be set, or it moved nothing."""
 _BYTE_MASKS: Final = (3, 8, 6)
 """From this release on yDbMask is an array of bytes when wide, before it was one 64-bit integer."""
 _INT_FROM_32767: Final = (3, 32)
