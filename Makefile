@@ -26,11 +26,11 @@ endef
 
 setup:
 	$(call debian,$(DEMO_PACKAGES))
-	@$(MAKE) --no-print-directory .venv/installed
+	@$(MAKE) -s .venv/installed
 
 setup-test: setup
 	$(call debian,$(TEST_PACKAGES) $(if $(shell command -v npm),,nodejs npm libnode-dev))
-	@$(MAKE) --no-print-directory .venv/installed-dev
+	@$(MAKE) -s .venv/installed-dev
 
 # Debian's python3 and its site-packages, because python3-bpfcc belongs to it.
 .venv/installed: pyproject.toml

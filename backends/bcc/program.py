@@ -1,6 +1,6 @@
 """The BPF object: compiled once, serving every binary; its maps and its links.
 
-bcc compiles bpf/probes.c with the nine-file shim in bpf/shim instead of kernel headers, which are rarely installed
+bcc compiles bpf/*.c with the nine-file shim in bpf/shim instead of kernel headers, which are rarely installed
 and not needed: no program reads a kernel struct but `task_struct`, and that one through BTF.
 """
 
@@ -37,10 +37,17 @@ COUNTS = (
     ("statement", "too_many_statements"),
     ("statement", "too_deep"),
 )
-"""The members of `counts` in probes.c: executions seen to end, then (record type, reason) of what was lost."""
+"""The members of `counts` in state.c: executions seen to end, then (record type, reason) of what was lost."""
+
+_PARTS = ("state.c", "text.c", "finish.c", "follow.c", "probes.c")
+"""One program in several files; bcc understands map methods only in the file that it is given, not in its includes."""
 
 _TAILS = ("bound_walk", "long_text")
 _RAW_TRACEPOINTS = ("sched_process_fork", "sched_process_exec", "sched_process_exit")
+
+
+def _source() -> str:
+    return "".join(f'#line 1 "{name}"\n{(_SOURCES / name).read_text(encoding="utf-8")}' for name in _PARTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class ProbeObject:
         ]
         try:
             # bcc attaches functions named raw_tracepoint__* by itself.
-            self._bpf = BPF(text=(_SOURCES / "probes.c").read_text(encoding="utf-8"), cflags=flags)
+            self._bpf = BPF(text=_source(), cflags=flags)
             self._kind = BPF.KPROBE
             self._multi = self._load("step_entry", multi=True)
             if not self._multi and not self._load("step_entry", multi=False):
