@@ -21,7 +21,8 @@ import numpy as np
 
 from sqltrace.errors import AmbiguousResolutionError
 from sqltrace.resolve.api_slots import LIBVERSION_NUMBER, SLOTS, slot_count
-from sqltrace.resolve.elf import Addresses, Elf, Mask, Words
+from sqltrace.resolve.code import code_of
+from sqltrace.resolve.image import Image
 from sqltrace.resolve.releases import version_text
 from sqltrace.resolve.symbolic import Executor
 
@@ -47,37 +48,18 @@ class ApiTable:
         return f"slot {slot} of sqlite3_api_routines at {self.address:#x} (at {self.address + 8 * slot:#x})"
 
 
-def _constant_returned(elf: Elf, pointers: Words) -> tuple[Mask, Addresses]:
-    """For each pointer: does it lead to `mov eax, N; ...`, and N.  Looks past endbr64 and a frame pointer."""
-    code = np.zeros((len(pointers), 24), np.uint8)
-    for segment in elf.code:
-        here = (pointers >= segment.address) & (pointers + np.uint64(24) <= np.uint64(segment.end))
-        offset = pointers[here].astype(np.int64) - segment.address + segment.offset
-        code[here] = elf.array[offset[:, None] + np.arange(24)]
-    row = np.arange(len(pointers))
-    at = np.where((code[:, :4] == (0xF3, 0x0F, 0x1E, 0xFA)).all(axis=1), 4, 0)  # endbr64
-    push = (code[row, at] == 0x55) & (code[row, at + 1] == 0x48)  # push rbp; mov rbp, rsp in either encoding
-    push &= ((code[row, at + 2] == 0x89) & (code[row, at + 3] == 0xE5)) | (
-        (code[row, at + 2] == 0x8B) & (code[row, at + 3] == 0xEC)
-    )
-    at = np.where(push, at + 4, at)
-    value = np.zeros(len(pointers), np.int64)
-    for i in range(4):
-        value |= code[row, at + 1 + i].astype(np.int64) << (8 * i)
-    return code[row, at] == 0xB8, value
-
-
-def _candidates(elf: Elf) -> Iterator[tuple[int, int, list[int]]]:
+def _candidates(image: Image) -> Iterator[tuple[int, int, list[int]]]:
     """Yield (address, release, pointers) of each run of pointers that may be the table."""
-    low = min(s.address for s in elf.code)
-    high = max(s.end for s in elf.code)
-    for table in elf.pointers:
+    code = code_of(image)
+    low = min(s.address for s in image.code)
+    high = max(s.end for s in image.code)
+    for table in image.pointers:
         words = table.words
         is_code = (words >= np.uint64(low)) & (words < np.uint64(high))
         index = np.flatnonzero(is_code)
         index = index[(index > LIBVERSION_NUMBER) & (index < len(words) - _LEAST_FUNCTIONS)]
         index = index[is_code[index - 1] & is_code[index + 1]]
-        constant, value = _constant_returned(elf, words[index])
+        constant, value = code.constants_returned(words[index])
         # 3.MM.PP: without the limits on both parts other constants pass by the hundred.
         fits = constant & (value // 1000000 == 3) & (value // 1000 % 1000 < 100) & (value % 1000 < 100)
         for i in np.flatnonzero(fits).tolist():
@@ -92,27 +74,27 @@ def _candidates(elf: Elf) -> Iterator[tuple[int, int, list[int]]]:
                 yield table.address + 8 * start, int(value[i]), run[:count].tolist()
 
 
-def _text_returned(elf: Elf, executor: Executor, function: int) -> str | None:
+def _text_returned(image: Image, executor: Executor, function: int) -> str | None:
     """Return the string that a function without arguments always returns."""
     texts = set()
     for value in executor.run(function).returns:
-        text = elf.cstring(value.constant, 128) if value.is_constant else None
+        text = image.cstring(value.constant, 128) if value.is_constant else None
         texts.add(text)
     only = texts.pop() if len(texts) == 1 else None
     return only.decode("latin-1") if only is not None else None
 
 
-def find_api_table(elf: Elf, executor: Executor) -> ApiTable | None:
+def find_api_table(image: Image, executor: Executor) -> ApiTable | None:
     """Return the file's table, None when it holds none.  Raises AmbiguousResolutionError when it holds several."""
     found: list[ApiTable] = []
-    for address, release, pointers in _candidates(elf):
+    for address, release, pointers in _candidates(image):
         functions = {f"sqlite3_{name}": p for name, p in zip(SLOTS, pointers, strict=False) if p}
-        if not all(map(elf.is_code, functions.values())):
+        if not all(map(image.is_code, functions.values())):
             continue
-        version = _text_returned(elf, executor, functions.get("sqlite3_libversion", 0))
+        version = _text_returned(image, executor, functions.get("sqlite3_libversion", 0))
         source_id = None
         if "sqlite3_sourceid" in functions:
-            source_id = _text_returned(elf, executor, functions["sqlite3_sourceid"])
+            source_id = _text_returned(image, executor, functions["sqlite3_sourceid"])
         if source_id is not None and not _SOURCE_ID.match(source_id.encode("latin-1")):
             source_id = None
         known = version == version_text(release) if version is not None else source_id is not None
@@ -120,5 +102,5 @@ def find_api_table(elf: Elf, executor: Executor) -> ApiTable | None:
             found.append(ApiTable(address, release, source_id, functions))
     if len({t.functions.get("sqlite3_step") for t in found}) > 1:
         sides = ", ".join(f"SQLite {version_text(t.release)} with its table at {t.address:#x}" for t in found)
-        raise AmbiguousResolutionError(f"{elf.path} holds more than one SQLite: {sides}")
+        raise AmbiguousResolutionError(f"{image.path} holds more than one SQLite: {sides}")
     return found[0] if found else None

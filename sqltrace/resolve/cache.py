@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from sqltrace.errors import NoSQLiteError
 from sqltrace.resolution import Resolution
-from sqltrace.resolve.elf import Elf, open_image
+from sqltrace.resolve.formats import read_image
+from sqltrace.resolve.image import Image
 from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.resolver import resolve_image, source_ids
 
@@ -37,18 +38,18 @@ def resolve_cached(
 
     With `only_sqlite`, NoSQLiteError is raised for a file without a source id even where overrides name functions.
     """
-    elf = Elf(open_image(path), os.fspath(path))
-    if overrides and only_sqlite and not source_ids(elf):
-        raise NoSQLiteError(f"{elf.path} holds no SQLite")
+    image = read_image(path)
+    if overrides and only_sqlite and not source_ids(image):
+        raise NoSQLiteError(f"{image.path} holds no SQLite")
     directory = None if overrides else _directory()
     if directory is None:
-        return resolve_image(elf, overrides=overrides)
-    entry = directory / f"{_key(elf)}.json"
-    known = _read(entry, elf.path)
+        return resolve_image(image, overrides=overrides)
+    entry = directory / f"{_key(image)}.json"
+    known = _read(entry, image.path)
     if known is not None:
         return known
     try:
-        resolution = resolve_image(elf)
+        resolution = resolve_image(image)
     except NoSQLiteError:
         _write(entry, {"resolution": None})
         raise
@@ -65,14 +66,14 @@ def _resolver_version() -> bytes:
     return digest.digest()
 
 
-def _key(elf: Elf) -> str:
+def _key(image: Image) -> str:
     digest = hashlib.sha256(_resolver_version())
-    digest.update(f"{elf.build_id}:{elf.size}:".encode())
-    if elf.build_id:
-        digest.update(elf.data[:_HEAD])
+    digest.update(f"{image.build_id}:{image.size}:".encode())
+    if image.build_id:
+        digest.update(image.data[:_HEAD])
     else:
-        for segment in elf.segments:
-            digest.update(elf.data[segment.offset : segment.offset + segment.size])
+        for segment in image.segments:
+            digest.update(image.data[segment.offset : segment.offset + segment.size])
     return digest.hexdigest()
 
 

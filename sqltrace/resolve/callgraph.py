@@ -1,9 +1,5 @@
 """Who refers to a string, and who calls whom, in a stretch of machine code without symbols.
 
-Both are found by scanning for byte patterns with numpy instead of disassembling: capstone needs 0.5 s for each
-MiB, the scan 3 ms.  A pattern may match in the middle of an instruction, so that a match counts only where its
-target is a known place: the address of an anchor string, or the start of a function.
-
 SQLite is one translation unit (or one archive) and stays in one piece when linked, even with ThinLTO, so that
 the graph is built only for a window around the references.
 
@@ -13,88 +9,39 @@ stand in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
-from sqltrace.resolve.elf import Addresses, Bytes, Elf, Mask
-from sqltrace.resolve.x86_64 import plt_target, reachable
+from sqltrace.resolve.code import Branches, Reference, code_of
+from sqltrace.resolve.image import Addresses, Bytes, Image, Mask
 
-_CHUNK: Final = 1 << 20
 _LARGE: Final = 16000
-_PADDING: Final = (0xCC, 0x90, 0xC3, 0x00, 0x0B)
-"""What may stand before a function: int3, nop, ret, zero, the end of ud2."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """An instruction at `site` computes the address `target`."""
-
-    site: int
-    target: int
-
-
-def _positions(code: Bytes, byte: int, mask: int = 0xFF) -> Addresses:
-    """Return where (code & mask) == byte, chunk by chunk to stay within the cache."""
-    found = [
-        np.flatnonzero((code[start : start + _CHUNK] & np.uint8(mask)) == byte) + start
-        for start in range(0, len(code), _CHUNK)
-    ]
-    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
-
-
-def _int32(code: Bytes, at: Addresses) -> Addresses:
-    value = np.zeros(len(at), np.uint32)
-    for i in range(4):
-        value |= code[at + i].astype(np.uint32) << np.uint32(8 * i)
-    return value.view(np.int32).astype(np.int64)
-
-
-def find_references(elf: Elf, targets: Iterable[int]) -> list[Reference]:
-    """Return every `lea reg, [rip + x]` (and, in a fixed-address program, `mov reg, x`) of these addresses."""
+def find_references(image: Image, targets: Iterable[int]) -> list[Reference]:
+    """Return every instruction that computes one of these addresses."""
     wanted = np.array(sorted(set(targets)), dtype=np.int64)
-    found: list[Reference] = []
-    if not len(wanted):
-        return found
-    for segment in elf.code:
-        code = elf.array[segment.offset : segment.offset + segment.size]
-        at = _positions(code, 0x8D) - 1
-        at = at[(at >= 0) & (at + 7 <= len(code))]
-        at = at[((code[at] & 0xFB) == 0x48) & ((code[at + 2] & 0xC7) == 0x05)]
-        target = segment.address + at + 7 + _int32(code, at + 3)
-        nearest = np.minimum(np.searchsorted(wanted, target), len(wanted) - 1)
-        hit = wanted[nearest] == target
-        found += map(Reference, (segment.address + at[hit]).tolist(), target[hit].tolist())
-    if not elf.position_independent:
-        found += _immediates(elf, wanted.tolist())
-    return found
-
-
-def _immediates(elf: Elf, targets: Iterable[int]) -> Iterator[Reference]:
-    patterns = [t.to_bytes(4, "little") for t in targets if 0 < t < 1 << 32]
-    for address, pattern in elf.find_all(patterns, elf.code):
-        before = elf.read(address - 2, 2)
-        # mov reg, imm32; push imm32; mov [..], imm32 with an 8-bit displacement or none
-        if before and (before[-1] & 0xF8 == 0xB8 or before[-1] == 0x68 or 0xC7 in elf.read(address - 3, 2)):
-            yield Reference(address - 1, int.from_bytes(pattern, "little"))
+    return code_of(image).references(wanted) if len(wanted) else []
 
 
 class CallGraph:
     """Functions between two addresses and the direct calls among them."""
 
-    def __init__(self, elf: Elf, low: int, high: int) -> None:
-        self._elf = elf
+    def __init__(self, image: Image, low: int, high: int) -> None:
+        self._image = image
+        self._code = code_of(image)
         self._stretches: list[tuple[int, Bytes]] = []
-        for segment in elf.code:
+        for segment in image.code:
             start, end = max(low, segment.address), min(high, segment.end)
             if end - start > 16:
                 offset = segment.offset + start - segment.address
-                self._stretches.append((start, elf.array[offset : offset + end - start]))
-        self._sites, self._targets, self._is_call = self._branches()
-        self._targets = self._through_plt(self._targets)
+                self._stretches.append((start, image.array[offset : offset + end - start]))
+        branches = Branches.joined(self._code.branches(*stretch) for stretch in self._stretches)
+        self._sites, self._is_call = branches.sites, branches.is_call
+        self._targets = self._through_stubs(branches.targets)
         self.starts, self._ends = self._find_functions()
         self._owners: dict[int, int] = {}
         self._reachable: dict[int, frozenset[int]] = {}
@@ -106,28 +53,12 @@ class CallGraph:
 
     # Building
 
-    def _branches(self) -> tuple[Addresses, Addresses, Bytes]:
-        """Return (site, target, is a call) of everything that looks like call rel32 or jmp rel32."""
-        sites, targets, kinds = [], [], []
-        for address, code in self._stretches:
-            at = _positions(code, 0xE8, 0xFE)
-            at = at[at + 5 <= len(code)]
-            sites.append(address + at)
-            targets.append(address + at + 5 + _int32(code, at + 1))
-            kinds.append((code[at] == 0xE8).astype(np.uint8))
-        if not sites:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8)
-        return np.concatenate(sites), np.concatenate(targets), np.concatenate(kinds)
-
-    def _through_plt(self, targets: Addresses) -> Addresses:
-        """Replace calls of procedure linkage stubs by what the loader makes of them."""
-        if not self._elf.position_independent:
-            return targets
-        starts = self._elf.functions[0]
+    def _through_stubs(self, targets: Addresses) -> Addresses:
+        """Replace calls of linkage stubs by what the loader makes of them."""
         replaced = targets.copy()
-        unknown = np.setdiff1d(targets, starts)
-        for target in unknown[(unknown % 8 == 0)].tolist():
-            pointer = plt_target(self._elf, target)
+        unknown = np.setdiff1d(targets, self._image.functions[0])
+        for target in unknown[self._code.may_be_stub(unknown)].tolist():
+            pointer = self._code.stub_target(target)
             if pointer is not None:
                 replaced[targets == target] = pointer
         return replaced
@@ -139,7 +70,7 @@ class CallGraph:
         return inside
 
     def _find_functions(self) -> tuple[Addresses, Addresses]:
-        starts, ends = self._elf.functions
+        starts, ends = self._image.functions
         inside = self._inside(starts)
         starts, ends = starts[inside], ends[inside]
         extra = self._called_in_gaps(starts, ends)
@@ -155,7 +86,7 @@ class CallGraph:
 
     def _called_in_gaps(self, starts: Addresses, ends: Addresses) -> Addresses:
         """Return call targets that no unwind data covers: called twice, or where a function may well start."""
-        called, count = np.unique(self._targets[self._is_call == 1], return_counts=True)
+        called, count = np.unique(self._targets[self._is_call], return_counts=True)
         if len(starts):
             before = np.searchsorted(starts, called, "right") - 1
             covered = (before >= 0) & (called < ends[before])
@@ -164,10 +95,7 @@ class CallGraph:
         for address, code in self._stretches:
             here = (called > address) & (called < address + len(code))
             target, times = called[here], count[here]
-            previous = code[target - address - 1]
-            aligned = (target % 16 == 0) & np.isin(previous, _PADDING)
-            behind_end = np.isin(previous, _PADDING[:1] + _PADDING[2:3])
-            found.append(target[aligned | behind_end | (times >= 2)])
+            found.append(target[self._code.may_start(address, code, target, times)])
         return np.concatenate(found)
 
     def _is_start(self, addresses: Addresses) -> Mask:
@@ -217,10 +145,10 @@ class CallGraph:
         Jump tables are not followed, so that the largest functions (sqlite3VdbeExec is one switch) are believed.
         """
         end = function + self.size(function)
-        if self._elf.unwind_covers(function) or end - function > _LARGE:
+        if self._image.unwind_covers(function) or end - function > _LARGE:
             return True
         if function not in self._reachable:
-            self._reachable[function] = reachable(self._elf, function, end)
+            self._reachable[function] = self._code.reachable(function, end)
         return address in self._reachable[function]
 
     def _owner(self, function: int) -> int:
@@ -231,14 +159,9 @@ class CallGraph:
     @cached_property
     def _jumps(self) -> tuple[Addresses, Addresses]:
         """(site, target) of everything that looks like a conditional or unconditional near jump."""
-        sites, targets = [self._sites[self._is_call == 0]], [self._targets[self._is_call == 0]]
-        for address, code in self._stretches:
-            at = _positions(code, 0x0F)
-            at = at[at + 6 <= len(code)]
-            at = at[(code[at + 1] & 0xF0) == 0x80]
-            sites.append(address + at)
-            targets.append(address + at + 6 + _int32(code, at + 2))
-        return np.concatenate(sites), np.concatenate(targets)
+        conditional = Branches.joined(self._code.conditional_branches(*stretch) for stretch in self._stretches)
+        sites = np.concatenate((self._sites[~self._is_call], conditional.sites))
+        return sites, np.concatenate((self._targets[~self._is_call], conditional.targets))
 
     def _find_owner(self, function: int) -> int:
         """Return whose cold part this is, itself when it is a function of its own.
@@ -246,7 +169,7 @@ class CallGraph:
         gcc moves unlikely code into a chunk with an unwind entry of its own (`.cold`): nobody calls it, one
         function jumps into it, and it jumps back into that function's middle or never returns.
         """
-        if bool((self._edge_is_call[self._edge_targets == function] == 1).any()):
+        if bool(self._edge_is_call[self._edge_targets == function].any()):
             return function
         end = function + self.size(function)
         sites, targets = self._jumps
@@ -259,7 +182,4 @@ class CallGraph:
         back = bool(((leaving > likely) & (leaving < likely + self.size(likely))).any())
         conditional = bool(np.isin(targets[entering], self.starts, invert=True).any())
         only_jumped = owners.count(likely) > 1 or back or conditional
-        return likely if only_jumped or self._elf.data[self._offset(sites[entering][0])] == 0x0F else function
-
-    def _offset(self, address: int) -> int:
-        return self._elf.offset_of(int(address)) or 0
+        return likely if only_jumped or self._code.is_conditional(int(sites[entering][0])) else function

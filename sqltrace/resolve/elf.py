@@ -4,74 +4,52 @@ A stripped binary keeps what the dynamic loader and the unwinder need, and that 
 headers, the dynamic section with its relocations, and .eh_frame_hdr, a sorted table of function starts
 (LSB core specification, "The .eh_frame_hdr section").  Section headers are only a bonus: .symtab and
 .gnu_debugdata cannot be found without them, everything else can.
-
-Own parsing with numpy, because pyelftools makes one object per entry: 9 s for the first 400 kB of a section of
-unwind data, where the table of all function starts takes 0.01 to 0.1 s here.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import re
-import stat
-import struct
-from collections.abc import Collection, Iterable, Iterator
+import lzma
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from sqltrace.errors import NotAnImageError
-
-Buffer: TypeAlias = "bytes | mmap.mmap"
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-Addresses: TypeAlias = npt.NDArray[np.int64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Words: TypeAlias = npt.NDArray[np.uint64]
-
-_MAPPED_SIZE: Final = 48 << 20
-"""Files from this size on are mapped instead of read: reading 280 MiB takes 1.1 s from a cold cache.
-A mapped file that is cut short meanwhile kills us (SIGBUS), so that smaller files are read."""
-
-_COPY: Final = 4 << 20
-_PAGE: Final = 4096
-_LARGEST: Final = 4 << 30
-"""More than this is not searched; the largest programs that were met have a tenth of it."""
-_EM_X86_64: Final = 62
-_MACHINES: Final = {3: "i386", 40: "arm", 183: "arm64", 243: "riscv64"}
-_MACHO_MAGIC: Final = (b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+from sqltrace.resolve.image import Addresses, Buffer, Image, PointerTable, Segment, SymbolTable, Words, open_image
 
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PT_GNU_EH_FRAME = 1, 2, 4, 0x6474E550
 _DT_NEEDED_TABLES: Final = ((7, 8), (23, 2))
 """(DT_RELA, DT_RELASZ) and (DT_JMPREL, DT_PLTRELSZ)."""
-_DT_SYMTAB: Final = 6
-_R_X86_64_RELATIVE: Final = 8
-_R_X86_64_SYMBOLIC: Final = (1, 6, 7)
-"""R_X86_64_64, GLOB_DAT and JUMP_SLOT: the slot holds the address of a symbol."""
+_DT_STRTAB, _DT_SYMTAB, _DT_STRSZ = 5, 6, 10
+_STT_FUNC: Final = 2
+_SHT_NOBITS: Final = 8
+_DEBUG_FILES: Final = Path("/usr/lib/debug/.build-id")
+_MINI_DEBUG_LIMIT: Final = 256 << 20
 
-SYMBOL: Final = np.dtype(
+
+class _Machine(NamedTuple):
+    """What the ELF supplement of a machine calls things."""
+
+    arch: str
+    relative: int
+    """The relocation that writes base plus addend."""
+    symbolic: tuple[int, ...]
+    """ABS64, GLOB_DAT and JUMP_SLOT: the slot holds the address of a symbol."""
+
+
+_MACHINES: Final[Mapping[int, _Machine]] = {
+    62: _Machine("x86_64", 8, (1, 6, 7)),
+    183: _Machine("arm64", 1027, (257, 1025, 1026)),
+}
+_OTHER_MACHINES: Final = {3: "i386", 40: "arm", 243: "riscv64"}
+
+_SYMBOL: Final = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
 )
 _RELOCATION: Final = np.dtype([("offset", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A PT_LOAD: `size` bytes of the file at `offset`, mapped at `address`."""
-
-    address: int
-    offset: int
-    size: int
-    writable: bool
-    executable: bool
-
-    @property
-    def end(self) -> int:
-        """The first address behind the segment."""
-        return self.address + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,89 +63,44 @@ class Section:
     link: int
 
 
-@dataclass(frozen=True, slots=True)
-class PointerTable:
-    """Aligned 8-byte words, as they are after relocation, from `address` on."""
+class Elf(Image):
+    """One little-endian ELF64 file for a machine of _MACHINES."""
 
-    address: int
-    words: Words
-
-
-def open_image(path: str | os.PathLike[str]) -> Buffer:
-    """Return the content of a regular file, opened once: a file that is replaced meanwhile stays the same.
-
-    Raises NotAnImageError when it cannot be read.
-    """
-    try:
-        # A FIFO would block, a terminal would become ours.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise NotAnImageError(f"cannot read {os.fspath(path)}: {reason}") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAnImageError(f"{os.fspath(path)} is not a regular file")
-        if status.st_size >= _MAPPED_SIZE:
-            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-        with os.fdopen(os.dup(fd), "rb") as file:
-            return file.read(_MAPPED_SIZE)
-    except OSError as error:
-        raise NotAnImageError(f"cannot read {os.fspath(path)}: {error.strerror}") from None
-    finally:
-        os.close(fd)
-
-
-class Elf:
-    """One ELF64 x86-64 file.  Raises NotAnImageError from the constructor, and nothing afterwards."""
-
-    arch: Final = "x86_64"
-    format: Final = "elf"
+    format: ClassVar[str] = "elf"
 
     def __init__(self, data: Buffer, path: str) -> None:
-        self.data = data
-        self.path = path
-        self.size = len(data)
-        self.array: Bytes = np.frombuffer(data, dtype=np.uint8)
-        self._check_magic()
+        super().__init__(data, path)
+        self._machine = self._check_magic()
+        self.arch = self._machine.arch
         kind, _ = self._unpack("<HH", 16)
         if kind not in (2, 3):
             raise NotAnImageError(f"{path} is an ELF file, but neither a program nor a shared library")
         self.position_independent = kind == 3
         self._section_header = self._unpack("<Q", 40)[0]
         self._section_count, self._section_names = self._unpack("<HH", 60)
-        self.segments: list[Segment] = []
         self._dynamic: tuple[int, int] | None = None
         self._eh_frame_hdr: tuple[int, int] | None = None
         self._notes: list[tuple[int, int]] = []
         self._read_program_headers()
-        # Segments that overlap again and again would make every search endless.
-        if sum(s.size for s in self.segments) > min(2 * self.size + _PAGE, _LARGEST):
-            raise NotAnImageError(f"{path} is damaged or too large: its segments add up to more than it holds")
+        self._check_segments()
         if not self.segments:
             raise NotAnImageError(f"{path} is an ELF file without anything to load")
-        self.code = [s for s in self.segments if s.executable]
 
     # Headers
 
-    def _check_magic(self) -> None:
+    def _check_magic(self) -> _Machine:
         magic = bytes(self.data[:6])
-        if magic[:4] in _MACHO_MAGIC:
-            raise NotAnImageError(f"{self.path} is a Mach-O file, and only ELF files can be resolved so far")
         if magic[:4] != b"\x7fELF":
             raise NotAnImageError(f"{self.path} is not an ELF file")
         if self.size < 64:
             raise NotAnImageError(f"{self.path} is cut off within the ELF header")
         machine = self._unpack("<H" if magic[5] == 1 else ">H", 18)[0]
-        if magic[4:6] != b"\x02\x01" or machine != _EM_X86_64:
-            name = _MACHINES.get(machine, f"machine {machine}")
-            raise NotAnImageError(f"{self.path} is an ELF file for {name}, and only x86-64 can be resolved so far")
-
-    def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:
-        try:
-            return struct.unpack_from(layout, self.data, offset)
-        except (struct.error, OverflowError):
-            raise NotAnImageError(f"{self.path} is damaged: it ends before byte {offset}") from None
+        if magic[4:6] != b"\x02\x01" or machine not in _MACHINES:
+            name = _OTHER_MACHINES.get(machine, f"machine {machine}")
+            raise NotAnImageError(
+                f"{self.path} is an ELF file for {name}, and only x86-64 and arm64 can be resolved so far"
+            )
+        return _MACHINES[machine]
 
     def _read_program_headers(self) -> None:
         table = self._unpack("<Q", 32)[0]
@@ -226,61 +159,6 @@ class Elf:
                 found[title] = Section(kind, address, offset, size, link)
         return found
 
-    # Reading
-
-    def offset_of(self, address: int) -> int | None:
-        """Return where in the file the byte at `address` lies."""
-        for segment in self.segments:
-            if segment.address <= address < segment.end:
-                return segment.offset + address - segment.address
-        return None
-
-    def address_of(self, offset: int) -> int | None:
-        """Return the address that the byte at `offset` of the file has once loaded."""
-        for segment in self.segments:
-            if segment.offset <= offset < segment.offset + segment.size:
-                return segment.address + offset - segment.offset
-        return None
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return up to `size` bytes from `address` on, empty when it is not in the file."""
-        for segment in self.segments:
-            if segment.address <= address < segment.end:
-                start = segment.offset + address - segment.address
-                return bytes(self.data[start : start + min(size, segment.end - address)])
-        return b""
-
-    def cstring(self, address: int, limit: int = 256) -> bytes | None:
-        """Return the zero-terminated string at `address` if it ends within `limit` bytes."""
-        data = self.read(address, limit)
-        end = data.find(b"\0")
-        return None if end < 0 else data[:end]
-
-    def find_all(self, patterns: Collection[bytes], segments: Iterable[Segment]) -> Iterator[tuple[int, bytes]]:
-        """Yield (address, pattern) wherever one of the patterns occurs in these segments.
-
-        In copies of 4 MiB: mmap.find compares byte by byte, bytes.find is ten times as fast.
-        """
-        overlap = max(map(len, patterns), default=1) - 1
-        for segment in segments:
-            for start in range(0, segment.size, _COPY):
-                at = segment.offset + start
-                chunk = bytes(self.data[at : min(at + _COPY + overlap, segment.offset + segment.size)])
-                for pattern in patterns:
-                    found = chunk.find(pattern)
-                    while 0 <= found < _COPY:
-                        yield segment.address + start + found, pattern
-                        found = chunk.find(pattern, found + 1)
-
-    def search(self, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
-        """Yield the matches of a regular expression in what is loaded (not in what is merely appended)."""
-        for segment in self.segments:
-            yield from pattern.finditer(self.data, segment.offset, segment.offset + segment.size)
-
-    def is_code(self, address: int) -> bool:
-        """Whether `address` lies in an executable segment."""
-        return any(s.address <= address < s.end for s in self.code)
-
     # Pointers
 
     @cached_property
@@ -295,14 +173,6 @@ class Elf:
                 entries.setdefault(tag, value)
         return entries
 
-    def table_at(self, address: int, dtype: np.dtype[np.void], size: int) -> npt.NDArray[np.void]:
-        """Return `size` bytes at `address` as records, fewer where the segment ends."""
-        for segment in self.segments:
-            if segment.address <= address < segment.end:
-                count = max(0, min(size, segment.end - address)) // dtype.itemsize
-                return np.frombuffer(self.data, dtype, count, segment.offset + address - segment.address)
-        return np.zeros(0, dtype)
-
     @cached_property
     def _relocations(self) -> tuple[Addresses, Words]:
         """Slots that the loader fills, sorted, and the virtual addresses it puts there.
@@ -314,12 +184,12 @@ class Elf:
             if table_tag not in self.dynamic or size_tag not in self.dynamic:
                 continue
             table = self.table_at(self.dynamic[table_tag], _RELOCATION, self.dynamic[size_tag])
-            relative = table[table["type"] == _R_X86_64_RELATIVE]
+            relative = table[table["type"] == self._machine.relative]
             slots.append(relative["offset"])
             values.append(relative["addend"].view(np.uint64))
-            symbolic = table[np.isin(table["type"], _R_X86_64_SYMBOLIC)]
+            symbolic = table[np.isin(table["type"], self._machine.symbolic)]
             if len(symbolic) and _DT_SYMTAB in self.dynamic:
-                symbols = self.table_at(self.dynamic[_DT_SYMTAB], SYMBOL, self.size)
+                symbols = self.table_at(self.dynamic[_DT_SYMTAB], _SYMBOL, self.size)
                 symbolic = symbolic[symbolic["symbol"] < len(symbols)]
                 symbols = symbols[symbolic["symbol"]]
                 # Neither what another library defines nor an IFUNC, whose value is its resolver.
@@ -337,6 +207,11 @@ class Elf:
         slots, values = self._relocations
         i = int(np.searchsorted(slots, slot))
         return int(values[i]) if i < len(slots) and slots[i] == slot else None
+
+    @cached_property
+    def constants(self) -> list[Segment]:
+        """Where string literals lie: in segments of their own, or, as old linkers did it, anywhere."""
+        return [s for s in self.segments if not s.executable and not s.writable] or self.segments
 
     @cached_property
     def pointers(self) -> list[PointerTable]:
@@ -376,6 +251,45 @@ class Elf:
                     yield section.address, section.offset, section.size
                 if not self.sections:
                     yield segment.address, segment.offset, segment.size
+
+    # Symbols
+
+    def symbol_tables(self) -> Iterator[SymbolTable]:
+        """Yield .dynsym and .symtab."""
+        for title, strings_name in ((".dynsym", ".dynstr"), (".symtab", ".strtab")):
+            table, strings = self.sections.get(title), self.sections.get(strings_name)
+            if table is None or strings is None or _SHT_NOBITS in (table.kind, strings.kind):
+                continue
+            entries = np.frombuffer(self.data, _SYMBOL, table.size // _SYMBOL.itemsize, table.offset)
+            yield _defined(title, entries, bytes(self.data[strings.offset : strings.offset + strings.size]))
+        if not self.sections and _DT_STRTAB in self.dynamic and _DT_SYMTAB in self.dynamic:
+            # sstrip removes the section headers; linkers put .dynstr right behind .dynsym.
+            size = self.dynamic[_DT_STRTAB] - self.dynamic[_DT_SYMTAB]
+            if 0 < size < self.size:
+                strings_size = min(max(self.dynamic.get(_DT_STRSZ, 0), 0), self.size)
+                names = self.read(self.dynamic[_DT_STRTAB], strings_size)
+                yield _defined(".dynsym", self.table_at(self.dynamic[_DT_SYMTAB], _SYMBOL, size), names)
+
+    def companions(self) -> Iterator[tuple[str, Image]]:
+        """Yield MiniDebugInfo and the debug file with the same build-id."""
+        section = self.sections.get(".gnu_debugdata")
+        if section is not None and section.kind != _SHT_NOBITS:
+            decompressor = lzma.LZMADecompressor()
+            try:
+                data = decompressor.decompress(
+                    bytes(self.data[section.offset : section.offset + section.size]), _MINI_DEBUG_LIMIT
+                )
+                yield ".gnu_debugdata", Elf(data, self.path)
+            except (lzma.LZMAError, NotAnImageError, EOFError):
+                pass
+        if self.build_id is not None:
+            path = _DEBUG_FILES / self.build_id[:2] / f"{self.build_id[2:]}.debug"
+            try:
+                companion = Elf(open_image(path), str(path))
+            except NotAnImageError:
+                return
+            if companion.build_id == self.build_id:
+                yield str(path), companion
 
     # Functions
 
@@ -423,14 +337,9 @@ class Elf:
             value |= self.array[offsets + i].astype(np.uint32) << np.uint32(8 * i)
         return value.view(np.int32).astype(np.int64)
 
-    def unwind_covers(self, address: int) -> bool:
-        """Whether unwind data says which function `address` belongs to."""
-        starts, ends = self.functions
-        i = int(np.searchsorted(starts, address, "right")) - 1
-        return i >= 0 and address < int(ends[i])
 
-    def contradicts_start(self, address: int) -> bool:
-        """Whether unwind data says that `address` lies within a function but is not its start."""
-        starts, ends = self.functions
-        i = int(np.searchsorted(starts, address, "right")) - 1
-        return i >= 0 and int(starts[i]) != address and address < int(ends[i])
+def _defined(title: str, entries: np.ndarray[tuple[int], np.dtype[np.void]], names: bytes) -> SymbolTable:
+    """Return the functions that are defined in this file: neither called elsewhere nor data."""
+    wanted = (entries["section"] != 0) & (entries["info"] & 15 == _STT_FUNC) & (entries["value"] != 0)
+    found = entries[wanted & (entries["value"] < 1 << 63)]
+    return SymbolTable(title, found["name"].astype(np.int64), found["value"].astype(np.int64), b"\0" + names)

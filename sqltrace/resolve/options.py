@@ -11,37 +11,36 @@ from typing import Final
 
 import numpy as np
 
-from sqltrace.resolve.elf import Elf, PointerTable
+from sqltrace.resolve.image import Image, PointerTable
 
 _ANCHORS: Final = tuple(b"\0THREADSAFE=%d\0" % n for n in (0, 1, 2))
 _OPTION: Final = re.compile(r"[A-Z0-9_]{3,}(=.*)?")
 _MOST: Final = 500
 
 
-def _option_at(elf: Elf, table: PointerTable, index: int) -> str | None:
+def _option_at(image: Image, table: PointerTable, index: int) -> str | None:
     if not 0 <= index < len(table.words):
         return None
-    text = elf.cstring(int(table.words[index]), 100)
+    text = image.cstring(int(table.words[index]), 100)
     decoded = text.decode("latin-1") if text else ""
     return decoded if _OPTION.fullmatch(decoded) else None
 
 
-def compile_options(elf: Elf) -> frozenset[str] | None:
+def compile_options(image: Image) -> frozenset[str] | None:
     """Return the options, as in {"OMIT_TRACE", "THREADSAFE=1"}; None when the file has no (or no single) list."""
     lists = set()
-    segments = [s for s in elf.segments if not s.executable and not s.writable] or elf.segments
-    for address, _ in elf.find_all(_ANCHORS, segments):
-        for table in elf.pointers:
+    for address, _ in image.find_all(_ANCHORS, image.constants):
+        for table in image.pointers:
             for index in np.flatnonzero(table.words == np.uint64(address + 1)).tolist():
-                lists.add(_around(elf, table, index))
+                lists.add(_around(image, table, index))
     return lists.pop() if len(lists) == 1 else None
 
 
-def _around(elf: Elf, table: PointerTable, index: int) -> frozenset[str]:
+def _around(image: Image, table: PointerTable, index: int) -> frozenset[str]:
     found: set[str] = set()
     for step in (-1, 1):
         i = index
-        while (option := _option_at(elf, table, i)) is not None and len(found) < _MOST:
+        while (option := _option_at(image, table, i)) is not None and len(found) < _MOST:
             found.add(option)
             i += step
     return frozenset(found)

@@ -19,15 +19,15 @@ from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import ApiTable, find_api_table
 from sqltrace.resolve.catalogue import catalogue_claims
 from sqltrace.resolve.claims import Claims, Detail, FieldClaim
-from sqltrace.resolve.elf import Elf, open_image
+from sqltrace.resolve.code import executor_of
 from sqltrace.resolve.features import features_off
+from sqltrace.resolve.formats import read_image
+from sqltrace.resolve.image import Image
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.releases import release_of, version_text
 from sqltrace.resolve.strings import string_evidence
-from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import NamedFunction, named_functions
-from sqltrace.resolve.x86_64 import X86_64
 
 _SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{36}(?:[0-9a-f]{24})?[0-9a-z]{4}\b")
 _VERSION: Final = re.compile(rb"(?<=\0)3\.(\d{1,2})\.(\d{1,2})(?=\0)")
@@ -51,9 +51,9 @@ class Explained:
 
 
 def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Resolution:
-    """Find SQLite's functions and struct members in an ELF file.
+    """Find SQLite's functions and struct members in a binary.
 
-    Raises NotAnImageError (no readable x86-64 ELF file), NoSQLiteError, ResolutionError (something without which
+    Raises NotAnImageError (no binary that can be read), NoSQLiteError, ResolutionError (something without which
     nothing works was not found) and AmbiguousResolutionError (evidence disagrees).
     """
     return explain(path, overrides=overrides).resolution
@@ -61,55 +61,55 @@ def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None)
 
 def explain(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Explained:
     """Like `resolve`, with the details of all evidence."""
-    return explain_image(Elf(open_image(path), os.fspath(path)), overrides=overrides)
+    return explain_image(read_image(path), overrides=overrides)
 
 
-def resolve_image(elf: Elf, *, overrides: Overrides | None = None) -> Resolution:
+def resolve_image(image: Image, *, overrides: Overrides | None = None) -> Resolution:
     """Like `resolve`, for a file that is open already."""
-    return explain_image(elf, overrides=overrides).resolution
+    return explain_image(image, overrides=overrides).resolution
 
 
-def explain_image(elf: Elf, *, overrides: Overrides | None = None) -> Explained:
+def explain_image(image: Image, *, overrides: Overrides | None = None) -> Explained:
     """Like `resolve_image`, with the details of all evidence."""
     try:
-        return _Ladder(elf, overrides or Overrides()).climb()
+        return _Ladder(image, overrides or Overrides()).climb()
     except _SURPRISES as error:
         # Fuzzing finds none of these any more; whoever feeds us the next one still gets a sentence.
-        raise ResolutionError(f"{elf.path} seems to be damaged: {type(error).__name__}: {error}") from error
+        raise ResolutionError(f"{image.path} seems to be damaged: {type(error).__name__}: {error}") from error
 
 
-def source_ids(elf: Elf) -> set[str]:
+def source_ids(image: Image) -> set[str]:
     """Return the texts in the file's loaded part that look like SQLite's source id."""
-    return {match.group().decode() for match in elf.search(_SOURCE_ID)}
+    return {match.group().decode() for match in image.search(_SOURCE_ID)}
 
 
 class _Ladder:
     """One resolution."""
 
-    def __init__(self, elf: Elf, overrides: Overrides) -> None:
-        self._elf = elf
+    def __init__(self, image: Image, overrides: Overrides) -> None:
+        self._image = image
         self._overrides = overrides
-        self._claims = Claims(elf.path)
-        self._executor = Executor(elf, X86_64(elf))
+        self._claims = Claims(image.path)
+        self._executor = executor_of(image)
 
     def climb(self) -> Explained:
-        elf, claims = self._elf, self._claims
-        ids = source_ids(elf)
-        if not elf.code or (not ids and not self._overrides.functions):
-            raise NoSQLiteError(f"{elf.path} holds no SQLite")
+        image, claims = self._image, self._claims
+        ids = source_ids(image)
+        if not image.code or (not ids and not self._overrides.functions):
+            raise NoSQLiteError(f"{image.path} holds no SQLite")
         for name, address in self._overrides.functions.items():
             claims.add_function(name, address, Evidence.OVERRIDE)
         for name, given in self._overrides.layout.items():
             claims.add_field(FieldClaim(name, given.offset, given.size or None), Evidence.OVERRIDE)
 
-        named = named_functions(elf)
-        table = find_api_table(elf, self._executor)
+        named = named_functions(image)
+        table = find_api_table(image, self._executor)
         functions = self._named_functions(named, table)
         source_id = self._source_id(table, ids)
         release = self._release(table, functions, source_id)
-        strings = string_evidence(elf, self._executor)
+        strings = string_evidence(image, self._executor)
         if not functions and not strings.anchors and not self._overrides.functions:
-            raise NoSQLiteError(f"{elf.path} names a SQLite release but holds no SQLite")
+            raise NoSQLiteError(f"{image.path} names a SQLite release but holds no SQLite")
         for name, address in strings.functions.items():
             claims.add_function(name, address, Evidence.STRINGS, strings.details.get(name, ""))
         for claim in strings.fields:
@@ -119,7 +119,7 @@ class _Ladder:
         if release is not None:
             modified = source_id is None or not re.fullmatch("[0-9a-f]*", source_id[20:])
             known = {n: c for n in _field_names(claims) if (c := claims.field(n)) is not None}
-            for claim in catalogue_claims(release, compile_options(elf), known, modified=modified):
+            for claim in catalogue_claims(release, compile_options(image), known, modified=modified):
                 claims.add_field(claim, Evidence.CATALOGUE)
         resolution = self._result(release, source_id)
         details = {n: d for n, d in claims.details().items() if n in resolution.functions or n in resolution.layout}
@@ -154,30 +154,30 @@ class _Ladder:
                 return value.constant
         release = release_of(source_id) if source_id is not None else None
         if release is None:
-            texts = {m.groups() for m in self._elf.search(_VERSION)}
+            texts = {m.groups() for m in self._image.search(_VERSION)}
             if len(texts) == 1:
                 minor, patch = texts.pop()
                 return 3000000 + 1000 * int(minor) + int(patch)
         return release
 
     def _result(self, release: int | None, source_id: str | None) -> Resolution:
-        elf = self._elf
+        image = self._image
         functions = dict(sorted(self._claims.functions(), key=lambda item: _ORDER.get(item[0], len(_ORDER))))
         layout = {n: f for n, f in self._claims.fields() if f.size or n not in _WIDTH_MATTERS}
         missing = [n for n in REQUIRED_FUNCTIONS if n not in functions]
         missing += [n for n in REQUIRED_FIELDS if n not in layout]
         if missing:
             raise ResolutionError(
-                f"{elf.path} holds SQLite{' ' + version_text(release) if release else ''}, "
+                f"{image.path} holds SQLite{' ' + version_text(release) if release else ''}, "
                 f"but {' and '.join(missing)} could not be found; --offset and --layout can say where they are"
             )
         for name, function in functions.items():
             self._check_start(name, function.address)
         return Resolution(
-            path=elf.path,
-            format=elf.format,
-            arch=elf.arch,
-            build_id=elf.build_id,
+            path=image.path,
+            format=image.format,
+            arch=image.arch,
+            build_id=image.build_id,
             sqlite_version=version_text(release) if release else None,
             source_id=source_id,
             functions=functions,
@@ -187,11 +187,11 @@ class _Ladder:
 
     def _check_start(self, name: str, address: int) -> None:
         """Raise ResolutionError unless a function can start here."""
-        if not self._elf.is_code(address):
-            raise ResolutionError(f"{self._elf.path}: {name} at {address:#x} would not lie in executable code")
-        if self._elf.contradicts_start(address):
+        if not self._image.is_code(address):
+            raise ResolutionError(f"{self._image.path}: {name} at {address:#x} would not lie in executable code")
+        if self._image.contradicts_start(address):
             raise AmbiguousResolutionError(
-                f"{self._elf.path}: {name} should start at {address:#x}, but unwind data has that in mid-function"
+                f"{self._image.path}: {name} should start at {address:#x}, but unwind data has that in mid-function"
             )
 
 

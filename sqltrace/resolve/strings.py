@@ -18,7 +18,6 @@ Every step wants exactly one answer: none and several both mean that the functio
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,9 +31,10 @@ from sqltrace.resolve.accessors import (
     member,
     unbind_claims,
 )
-from sqltrace.resolve.callgraph import CallGraph, Reference, find_references
+from sqltrace.resolve.callgraph import CallGraph, find_references
 from sqltrace.resolve.claims import FieldClaim
-from sqltrace.resolve.elf import Elf
+from sqltrace.resolve.code import Reference, code_of
+from sqltrace.resolve.image import Image
 from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear, Trace, field_load
 
 _ANCHORS: Final[Mapping[str, tuple[bytes, ...]]] = {
@@ -56,7 +56,6 @@ _HELPER_SIZE: Final = 260
 """vdbeSafety and vdbeSafetyNotNull, where they are not inlined, are smaller."""
 _PREPARE_SAVESQL: Final = 0x80
 _STMTSTATUS_MEMUSED: Final = 99
-_COMPARE_WITH_MEMUSED: Final = re.compile(rb"\x83[\xf8-\xff]\x63")
 _SMALL: Final = 400
 _MOST_BINDS: Final = 8
 _INDEX: Final = Linear(0, ((INDEX, 1),))
@@ -73,25 +72,24 @@ class StringEvidence:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
-def _anchor_addresses(elf: Elf) -> dict[int, str]:
+def _anchor_addresses(image: Image) -> dict[int, str]:
     """Return where the messages lie, and which anchor each belongs to."""
     # The end of a string counts, not its start: linkers let one string be the tail of another.
     names = {text + b"\0": name for name, texts in _ANCHORS.items() for text in texts}
-    segments = [s for s in elf.segments if not s.executable and not s.writable] or elf.segments
-    return {address: names[text] for address, text in elf.find_all(list(names), segments)}
+    return {address: names[text] for address, text in image.find_all(list(names), image.constants)}
 
 
-def string_evidence(elf: Elf, executor: Executor) -> StringEvidence:
+def string_evidence(image: Image, executor: Executor) -> StringEvidence:
     """Return the functions that messages and calls lead to."""
-    addresses = _anchor_addresses(elf)
+    addresses = _anchor_addresses(image)
     if not addresses:
         return StringEvidence(0, {})
-    references = find_references(elf, addresses)
+    references = find_references(image, addresses)
     core = [r.site for r in references if addresses[r.target] != "blob"]
     if not core or max(core) - min(core) > _WIDEST:
         return StringEvidence(len(addresses), {})
-    graph = CallGraph(elf, min(core) - _MARGIN, max(core) + _MARGIN)
-    search = _Search(elf, executor, graph, addresses, references)
+    graph = CallGraph(image, min(core) - _MARGIN, max(core) + _MARGIN)
+    search = _Search(image, executor, graph, addresses, references)
     functions = search.functions()
     return StringEvidence(len(addresses), functions, tuple(search.fields()), search.details)
 
@@ -105,13 +103,13 @@ class _Search:
 
     def __init__(
         self,
-        elf: Elf,
+        image: Image,
         executor: Executor,
         graph: CallGraph,
         addresses: Mapping[int, str],
         references: Collection[Reference],
     ) -> None:
-        self._elf = elf
+        self._image = image
         self._executor = executor
         self._graph = graph
         self._texts = addresses
@@ -160,7 +158,7 @@ class _Search:
         for owner in (function, *sorted(self._graph.callees(function))):
             for reference in self._references.get(owner, ()):
                 if self._texts[reference.target] in anchors:
-                    text = (self._elf.cstring(reference.target) or b"").decode("latin-1")
+                    text = (self._image.cstring(reference.target) or b"").decode("latin-1")
                     via = "" if owner == function else f" through {owner:#x}"
                     return f'refers{via} to "{text}" at {reference.target:#x} ({reference.site:#x})'
         return "is called by one that complains"
@@ -298,9 +296,10 @@ class _Search:
             yield found.pop()
 
     def _comparing_with_memused(self) -> Iterator[int]:
+        code = code_of(self._image)
         for start in self._graph.starts.tolist():
             size = self._graph.size(start)
-            if size < _SMALL and _COMPARE_WITH_MEMUSED.search(self._elf.read(start, size)):
+            if size < _SMALL and code.compares_with(self._image.read(start, size), _STMTSTATUS_MEMUSED):
                 yield start
 
     def _unbind_more(self, trace: Trace) -> Iterator[FieldClaim]:

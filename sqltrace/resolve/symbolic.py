@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from sqltrace.resolve.elf import Elf
+from sqltrace.resolve.image import Image
 
 
 class Argument(NamedTuple):
@@ -220,8 +220,8 @@ class Machine(Protocol):
 class Context:
     """What instructions need: memory access that records itself, and fresh unknowns."""
 
-    def __init__(self, elf: Elf, trace: Trace, stack: Term) -> None:
-        self.elf = elf
+    def __init__(self, image: Image, trace: Trace, stack: Term) -> None:
+        self.image = image
         self.trace = trace
         self._stack = stack
         self._serial = 1
@@ -243,7 +243,7 @@ class Context:
             return stored[0]
         if address.is_constant and size == 8:
             # A global offset table entry or another pointer that the loader fills in.
-            pointer = self.elf.relocated(address.constant)
+            pointer = self.image.relocated(address.constant)
             if pointer is not None:
                 return Linear(pointer)
         if not self._on_stack(address):
@@ -264,8 +264,8 @@ class Context:
 class Executor:
     """Runs functions of one image.  Keeps decoded instructions between runs."""
 
-    def __init__(self, elf: Elf, machine: Machine) -> None:
-        self._elf = elf
+    def __init__(self, image: Image, machine: Machine) -> None:
+        self._image = image
         self._machine = machine
 
     def instruction(self, pc: int) -> str:
@@ -292,7 +292,7 @@ class Executor:
         machine = self._machine
         stack = Unknown(0, "stack")
         trace = Trace()
-        context = Context(self._elf, trace, stack)
+        context = Context(self._image, trace, stack)
         registers = {name: Linear(0, ((Argument(i), 1),)) for i, name in enumerate(machine.arguments)}
         registers[machine.stack_pointer] = Linear(0, ((stack, 1),))
         pending = [State(function, registers, {})]
@@ -334,7 +334,7 @@ class Executor:
                             inside is not None
                             and inside != stop_at
                             and len(state.returns) < depth
-                            and self._elf.is_code(inside)
+                            and self._image.is_code(inside)
                             and (enter is None or enter(inside))
                         ):
                             state.returns += (following,)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import capstone
 from capstone import x86
 
-from sqltrace.resolve.elf import Elf
+from sqltrace.resolve.image import Image
 from sqltrace.resolve.symbolic import NEXT, Context, Linear, Outcome, State
 
 
@@ -63,20 +63,20 @@ _KEEPING_MASKS: Final = frozenset((-1, 0x3F, 0xFF, 0xFFFF, 0xFFFFFFFF))
 _WINDOW: Final = 96
 
 
-def plt_target(elf: Elf, address: int) -> int | None:
+def plt_target(image: Image, address: int) -> int | None:
     """Return where the procedure linkage stub at `address` leads within this file; None if it is no such stub.
 
     A stub is `[endbr64] [bnd] jmp [rip + x]` through a slot that the loader fills in.
     """
-    stub = elf.read(address, 16)
+    stub = image.read(address, 16)
     body = stub.removeprefix(b"\xf3\x0f\x1e\xfa").removeprefix(b"\xf2")
     if body[:2] != b"\xff\x25" or len(body) < 6:
         return None
     end = address + len(stub) - len(body) + 6
-    return elf.relocated(end + int.from_bytes(body[2:6], "little", signed=True))
+    return image.relocated(end + int.from_bytes(body[2:6], "little", signed=True))
 
 
-def reachable(elf: Elf, start: int, end: int) -> frozenset[int]:
+def reachable(image: Image, start: int, end: int) -> frozenset[int]:
     """Return the addresses of the instructions between `start` and `end` that direct jumps from `start` reach."""
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     found: set[int] = set()
@@ -85,7 +85,7 @@ def reachable(elf: Elf, start: int, end: int) -> frozenset[int]:
         pc = pending.pop()
         following = pc
         # capstone decodes all that it is given at once, most of which another path has decoded already.
-        for address, size, mnemonic, operands in decoder.disasm_lite(elf.read(pc, min(end - pc, _WINDOW)), pc):
+        for address, size, mnemonic, operands in decoder.disasm_lite(image.read(pc, min(end - pc, _WINDOW)), pc):
             if address in found:
                 break
             found.add(address)
@@ -109,8 +109,8 @@ class X86_64:  # noqa: N801 (the architecture's name)
     result = "rax"
     volatile: tuple[str, ...] = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
 
-    def __init__(self, elf: Elf) -> None:
-        self._elf = elf
+    def __init__(self, image: Image) -> None:
+        self._image = image
         self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._decoder.detail = True
         self._decoded: dict[int, Any] = {}
@@ -118,8 +118,8 @@ class X86_64:  # noqa: N801 (the architecture's name)
     def instruction(self, pc: int) -> Any:
         """Return capstone's instruction at `pc`, None where there is none."""
         found = self._decoded.get(pc)
-        if found is None and self._elf.is_code(pc):
-            for instruction in self._decoder.disasm(self._elf.read(pc, _WINDOW), pc):
+        if found is None and self._image.is_code(pc):
+            for instruction in self._decoder.disasm(self._image.read(pc, _WINDOW), pc):
                 self._decoded.setdefault(instruction.address, instruction)
             found = self._decoded.get(pc)
         return found
@@ -201,7 +201,7 @@ class _Step:
         """Where a jump or call leads; a pointer that the loader fills in (PLT, GOT) is followed."""
         operand = self._operands[0]
         if operand.type == x86.X86_OP_IMM:
-            stub = plt_target(self._context.elf, operand.imm)
+            stub = plt_target(self._context.image, operand.imm)
             return int(operand.imm) if stub is None else stub
         value = self._get(operand)
         return value.constant if value.is_constant else None

@@ -10,13 +10,15 @@ import pytest
 from sqltrace.resolution import Evidence
 from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import find_api_table
-from sqltrace.resolve.elf import Elf, open_image
+from sqltrace.resolve.elf import Elf
+from sqltrace.resolve.image import open_image
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.resolver import HOOKED, resolve
 from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import symbols
 from sqltrace.resolve.x86_64 import X86_64
+from tests.support.elf_builder import without_section_headers
 from tests.support.sqlite_layout import true_layout
 from tests.support.symbol_oracle import symbol_addresses
 
@@ -94,9 +96,6 @@ def test_the_whole_ladder_finds_everything_in_less_than_a_second() -> None:
 
 
 def test_section_headers_are_a_bonus_only(tmp_path: Path) -> None:
-    data = bytearray(LIBRARY.read_bytes())
-    data[40:48] = bytes(8)  # e_shoff
-    data[60:64] = bytes(4)  # e_shnum, e_shstrndx
-    (tmp_path / "library.so").write_bytes(data)
+    (tmp_path / "library.so").write_bytes(without_section_headers(LIBRARY.read_bytes()))
     without, whole = resolve(tmp_path / "library.so"), resolve(LIBRARY)
     assert (without.functions, without.layout) == (whole.functions, whole.layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from sqltrace.events.wire import layout_words
 from sqltrace.resolution import Evidence
 from sqltrace.resolve.resolver import HOOKED, resolve
+from tests.support.elf_builder import without_section_headers
 from tests.support.real_binaries import CIPHERS, from_npm
 from tests.support.sqlite_layout import true_layout
 from tests.support.symbol_oracle import symbol_addresses
@@ -18,12 +18,13 @@ from tests.support.symbol_oracle import symbol_addresses
 FOSSIL = Path("/usr/bin/fossil")
 
 
-@pytest.mark.parametrize("name", ["linux-x64", "linuxmusl-x64"])
+@pytest.mark.parametrize("name", ["linux-x64", "linuxmusl-x64", "linux-arm64", "linuxmusl-arm64"])
 def test_a_prebuilt_addon_resolves_without_its_symbols(name: str, tmp_path: Path) -> None:
     addon = from_npm(CIPHERS, f"prebuilds/{name}.node")
     stripped = tmp_path / "stripped.node"
-    shutil.copy(addon, stripped)
-    subprocess.run(["strip", stripped], check=True)
+    stripped.write_bytes(without_section_headers(addon.read_bytes()))
+    if name.endswith("x64"):  # strip knows this machine's format only
+        subprocess.run(["strip", addon, "-o", stripped], check=True)
     symbols = symbol_addresses(addon)
     resolution = resolve(stripped)
     assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in HOOKED}

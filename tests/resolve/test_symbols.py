@@ -11,7 +11,8 @@ import pytest
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError
 from sqltrace.resolve.api_slots import SLOTS
-from sqltrace.resolve.elf import Elf, open_image
+from sqltrace.resolve.elf import Elf
+from sqltrace.resolve.image import open_image
 from sqltrace.resolve.resolver import resolve
 from sqltrace.resolve.symbols import symbols
 from tests.support.sqlite_builds import build_twin

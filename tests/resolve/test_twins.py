@@ -104,6 +104,6 @@ def test_a_separate_debug_file_is_a_symbol_table(tmp_path: Path, monkeypatch: py
     (tmp_path / build_id[:2]).mkdir()
     debug = tmp_path / build_id[:2] / f"{build_id[2:]}.debug"
     subprocess.run(["objcopy", "--only-keep-debug", twin.unstripped, debug], check=True)
-    monkeypatch.setattr("sqltrace.resolve.symbols._DEBUG_FILES", tmp_path)
+    monkeypatch.setattr("sqltrace.resolve.elf._DEBUG_FILES", tmp_path)
     evidence = resolve(twin.stripped).functions["sqlite3_step"].evidence
     assert evidence == (Evidence.SYMBOL, Evidence.API_TABLE, Evidence.STRINGS)

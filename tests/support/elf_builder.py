@@ -18,9 +18,10 @@ class Part:
     data: bytes
 
 
-def relative_relocations(slots: Mapping[int, int]) -> bytes:
+def relative_relocations(slots: Mapping[int, int], machine: int = 62) -> bytes:
     """Return a RELA table that puts each address into its slot."""
-    return b"".join(struct.pack("<QIIq", slot, 8, 0, value) for slot, value in slots.items())
+    kind = {62: 8, 183: 1027}[machine]
+    return b"".join(struct.pack("<QIIq", slot, kind, 0, value) for slot, value in slots.items())
 
 
 def build_id_note(identifier: bytes) -> bytes:
@@ -57,7 +58,7 @@ def build_elf(
     parts = list(parts)
     dynamic_at = None
     if relocations:
-        table = relative_relocations(relocations)
+        table = relative_relocations(relocations, machine)
         dynamic = struct.pack("<6Q", 7, 0x7000000, 8, len(table), 0, 0)
         parts.append(Part(0x7000000, R | W, table + dynamic))
         dynamic_at = len(table)
@@ -81,3 +82,11 @@ def build_elf(
     return (
         ident + struct.pack("<HHIQQQIHHHHHH", kind, machine, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0) + headers + content
     )
+
+
+def without_section_headers(file: bytes) -> bytes:
+    """Return the ELF file without what leads to .symtab: section headers."""
+    data = bytearray(file)
+    data[40:48] = bytes(8)  # e_shoff
+    data[60:64] = bytes(4)  # e_shnum, e_shstrndx
+    return bytes(data)

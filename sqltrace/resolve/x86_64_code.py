@@ -1,0 +1,116 @@
+"""x86-64 machine code as patterns of bytes: references, calls, jumps, stubs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+
+from sqltrace.resolve.code import CHUNK, Branches, Reference, bytes_of_functions, int32_at
+from sqltrace.resolve.image import Addresses, Bytes, Image, Mask, Words
+from sqltrace.resolve.symbolic import Machine
+from sqltrace.resolve.x86_64 import X86_64, plt_target, reachable
+
+_PADDING: Final = (0xCC, 0x90, 0xC3, 0x00, 0x0B)
+"""What may stand before a function: int3, nop, ret, zero, the end of ud2."""
+
+
+def _positions(code: Bytes, byte: int, mask: int = 0xFF) -> Addresses:
+    """Return where (code & mask) == byte, chunk by chunk to stay within the cache."""
+    found = [
+        np.flatnonzero((code[start : start + CHUNK] & np.uint8(mask)) == byte) + start
+        for start in range(0, len(code), CHUNK)
+    ]
+    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+
+
+class X86_64Code:  # noqa: N801 (the architecture's name)
+    """The machine code of one x86-64 image."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.machine: Machine = X86_64(image)
+
+    def references(self, wanted: Addresses) -> list[Reference]:
+        """Return every `lea reg, [rip + x]` (and, in a fixed-address program, `mov reg, x`) of these addresses."""
+        found: list[Reference] = []
+        for segment in self._image.code:
+            code = self._image.array[segment.offset : segment.offset + segment.size]
+            at = _positions(code, 0x8D) - 1
+            at = at[(at >= 0) & (at + 7 <= len(code))]
+            at = at[((code[at] & 0xFB) == 0x48) & ((code[at + 2] & 0xC7) == 0x05)]
+            target = segment.address + at + 7 + int32_at(code, at + 3)
+            nearest = np.minimum(np.searchsorted(wanted, target), len(wanted) - 1)
+            hit = wanted[nearest] == target
+            found += map(Reference, (segment.address + at[hit]).tolist(), target[hit].tolist())
+        if not self._image.position_independent:
+            found += self._immediates(wanted.tolist())
+        return found
+
+    def _immediates(self, targets: Iterable[int]) -> Iterator[Reference]:
+        patterns = [t.to_bytes(4, "little") for t in targets if 0 < t < 1 << 32]
+        for address, pattern in self._image.find_all(patterns, self._image.code):
+            before = self._image.read(address - 2, 2)
+            # mov reg, imm32; push imm32; mov [..], imm32 with an 8-bit displacement or none
+            loads = before and (before[-1] & 0xF8 == 0xB8 or before[-1] == 0x68)
+            if loads or (before and 0xC7 in self._image.read(address - 3, 2)):
+                yield Reference(address - 1, int.from_bytes(pattern, "little"))
+
+    def branches(self, address: int, code: Bytes) -> Branches:
+        """Return everything that looks like call rel32 or jmp rel32."""
+        at = _positions(code, 0xE8, 0xFE)
+        at = at[at + 5 <= len(code)]
+        return Branches(address + at, address + at + 5 + int32_at(code, at + 1), code[at] == 0xE8)
+
+    def conditional_branches(self, address: int, code: Bytes) -> Branches:
+        """Return everything that looks like jcc rel32."""
+        at = _positions(code, 0x0F)
+        at = at[at + 6 <= len(code)]
+        at = at[(code[at + 1] & 0xF0) == 0x80]
+        return Branches(address + at, address + at + 6 + int32_at(code, at + 2), np.zeros(len(at), bool))
+
+    def is_conditional(self, site: int) -> bool:
+        """Whether the branch at `site` is jcc."""
+        return self._image.read(site, 1) == b"\x0f"
+
+    def may_start(self, address: int, code: Bytes, targets: Addresses, calls: Addresses) -> Mask:
+        """Tell which targets are called twice, or aligned, or behind the end of another function."""
+        previous = code[targets - address - 1]
+        aligned = (targets % 16 == 0) & np.isin(previous, _PADDING)
+        behind_end = np.isin(previous, _PADDING[:1] + _PADDING[2:3])
+        likely: Mask = aligned | behind_end | (calls >= 2)
+        return likely
+
+    def stub_target(self, address: int) -> int | None:
+        """Return where the procedure linkage stub at `address` leads."""
+        return plt_target(self._image, address)
+
+    def may_be_stub(self, addresses: Addresses) -> Mask:
+        """Stubs are aligned to 8 bytes; a fixed-address program has none for its own functions."""
+        aligned: Mask = (addresses % 8 == 0) & self._image.position_independent
+        return aligned
+
+    def reachable(self, start: int, end: int) -> frozenset[int]:
+        """Return the instructions that direct jumps from `start` reach."""
+        return reachable(self._image, start, end)
+
+    def constants_returned(self, functions: Words) -> tuple[Mask, Addresses]:
+        """For each function: is it `mov eax, N; ...`, and N.  Looks past endbr64 and a frame pointer."""
+        code = bytes_of_functions(self._image, functions, 24)
+        row = np.arange(len(functions))
+        at = np.where((code[:, :4] == (0xF3, 0x0F, 0x1E, 0xFA)).all(axis=1), 4, 0)  # endbr64
+        push = (code[row, at] == 0x55) & (code[row, at + 1] == 0x48)  # push rbp; mov rbp, rsp in either encoding
+        push &= ((code[row, at + 2] == 0x89) & (code[row, at + 3] == 0xE5)) | (
+            (code[row, at + 2] == 0x8B) & (code[row, at + 3] == 0xEC)
+        )
+        at = np.where(push, at + 4, at)
+        value = np.zeros(len(functions), np.int64)
+        for i in range(4):
+            value |= code[row, at + 1 + i].astype(np.int64) << (8 * i)
+        return code[row, at] == 0xB8, value
+
+    def compares_with(self, code: bytes, value: int) -> bool:
+        """Whether there is a `cmp reg, imm8` with this number."""
+        return re.search(rb"\x83[\xf8-\xff]" + re.escape(bytes([value])), code) is not None
