@@ -17,7 +17,7 @@ from sqltrace.cli.base import Command
 from sqltrace.cli.overrides import add_override_options, overrides_from
 from sqltrace.cli.tracing import say
 from sqltrace.errors import NoSQLiteError, NotAnImageError, SqltraceError, UsageError
-from sqltrace.resolve import Explained, Overrides, describe, explain
+from sqltrace.resolve import Explained, Overrides, describe, explain_all
 from sqltrace.resolve.describe import describe_briefly
 
 
@@ -63,12 +63,13 @@ class Inspect(Command):
             raise UsageError("inspect wants a file, a directory or -p PID")
         overrides = overrides_from(arguments)
         if len(arguments.file) == 1 and not pids and not os.path.isdir(arguments.file[0]):
-            _show(explain(arguments.file[0], overrides=overrides), arguments, alone=True)
+            several = explain_all(arguments.file[0], overrides=overrides)
+            for explained in several:
+                _show(explained, arguments, alone=len(several) == 1)
             return 0
         found = 0
         for candidate in _candidates(arguments.file, pids):
-            explained = _look_into(candidate, overrides)
-            if explained is not None:
+            for explained in _look_into(candidate, overrides):
                 _show(explained, arguments, alone=False)
                 found += 1
         if not found:
@@ -77,18 +78,18 @@ class Inspect(Command):
         return 0
 
 
-def _look_into(candidate: Candidate, overrides: Overrides | None) -> Explained | None:
+def _look_into(candidate: Candidate, overrides: Overrides | None) -> list[Explained]:
     """Resolve one of several files; say what is wrong with it where the user should know."""
     try:
-        explained = explain(candidate.path, overrides=overrides)
+        found = explain_all(candidate.path, overrides=overrides)
     except (NoSQLiteError, NotAnImageError) as error:
         if candidate.named:
             say(f"{error}.")
-        return None
+        return []
     except SqltraceError as error:
         say(f"{error}.")
-        return None
-    return replace(explained, resolution=replace(explained.resolution, path=candidate.name))
+        return []
+    return [replace(e, resolution=replace(e.resolution, path=candidate.name)) for e in found]
 
 
 def _show(explained: Explained, arguments: argparse.Namespace, *, alone: bool) -> None:

@@ -5,6 +5,15 @@ from __future__ import annotations
 from sqltrace.resolve.cache import resolve_cached
 from sqltrace.resolve.describe import describe
 from sqltrace.resolve.overrides import Overrides, parse_overrides
-from sqltrace.resolve.resolver import Explained, explain, resolve
+from sqltrace.resolve.resolver import Explained, explain, explain_all, resolve
 
-__all__ = ["Explained", "Overrides", "describe", "explain", "parse_overrides", "resolve", "resolve_cached"]
+__all__ = [
+    "Explained",
+    "Overrides",
+    "describe",
+    "explain",
+    "explain_all",
+    "parse_overrides",
+    "resolve",
+    "resolve_cached",
+]

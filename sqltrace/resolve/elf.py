@@ -18,7 +18,7 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 
 from sqltrace.errors import NotAnImageError
-from sqltrace.resolve.image import Addresses, Buffer, Image, PointerTable, Segment, SymbolTable, Words, open_image
+from sqltrace.resolve.image import Addresses, Buffer, Image, Segment, SymbolTable, Words, open_image
 
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PT_GNU_EH_FRAME = 1, 2, 4, 0x6474E550
 _DT_NEEDED_TABLES: Final = ((7, 8), (23, 2))
@@ -202,36 +202,10 @@ class Elf(Image):
         order = np.argsort(addresses, kind="stable")
         return addresses[order], value[inside][order]
 
-    def relocated(self, slot: int) -> int | None:
-        """Return the address that the loader writes to `slot`, None where it writes none."""
-        slots, values = self._relocations
-        i = int(np.searchsorted(slots, slot))
-        return int(values[i]) if i < len(slots) and slots[i] == slot else None
-
     @cached_property
     def constants(self) -> list[Segment]:
         """Where string literals lie: in segments of their own, or, as old linkers did it, anywhere."""
         return [s for s in self.segments if not s.executable and not s.writable] or self.segments
-
-    @cached_property
-    def pointers(self) -> list[PointerTable]:
-        """Every aligned word that may be part of a table of pointers, relocations applied."""
-        slots, values = self._relocations
-        tables = []
-        for address, offset, size in self._pointer_ranges():
-            pad = -address % 8
-            count = (size - pad) // 8
-            if count < 1:
-                continue
-            words = np.frombuffer(self.data, "<u8", count, offset + pad)
-            start, end = np.searchsorted(slots, (address + pad, address + pad + 8 * count))
-            if end > start:
-                words = words.copy()
-                index = slots[start:end] - (address + pad)
-                aligned = index % 8 == 0
-                words[index[aligned] // 8] = values[start:end][aligned]
-            tables.append(PointerTable(address + pad, words))
-        return tables
 
     def _pointer_ranges(self) -> Iterator[tuple[int, int, int]]:
         """Yield (address, offset, size) of what may hold tables of pointers."""

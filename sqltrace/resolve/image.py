@@ -15,6 +15,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Final, TypeAlias
 
 import numpy as np
@@ -141,8 +142,12 @@ class Image(ABC):
 
     @property
     @abstractmethod
-    def pointers(self) -> list[PointerTable]:
-        """Every aligned word that may be part of a table of pointers, relocations applied."""
+    def _relocations(self) -> tuple[Addresses, Words]:
+        """Slots that the loader fills, sorted, and the virtual addresses it puts there."""
+
+    @abstractmethod
+    def _pointer_ranges(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (address, offset, size) of what may hold tables of pointers."""
 
     @property
     @abstractmethod
@@ -153,10 +158,6 @@ class Image(ABC):
     @abstractmethod
     def constants(self) -> list[Segment]:
         """Where string literals lie."""
-
-    @abstractmethod
-    def relocated(self, slot: int) -> int | None:
-        """Return the address that the loader writes to `slot`, None where it writes none."""
 
     @abstractmethod
     def symbol_tables(self) -> Iterator[SymbolTable]:
@@ -220,6 +221,34 @@ class Image(ABC):
     def is_code(self, address: int) -> bool:
         """Whether `address` lies in an executable segment."""
         return any(s.address <= address < s.end for s in self.code)
+
+    # Pointers
+
+    def relocated(self, slot: int) -> int | None:
+        """Return the address that the loader writes to `slot`, None where it writes none."""
+        slots, values = self._relocations
+        i = int(np.searchsorted(slots, slot))
+        return int(values[i]) if i < len(slots) and slots[i] == slot else None
+
+    @cached_property
+    def pointers(self) -> list[PointerTable]:
+        """Every aligned word that may be part of a table of pointers, relocations applied."""
+        slots, values = self._relocations
+        tables = []
+        for address, offset, size in self._pointer_ranges():
+            pad = -address % 8
+            count = (size - pad) // 8
+            if count < 1:
+                continue
+            words = np.frombuffer(self.data, "<u8", count, offset + pad)
+            start, end = np.searchsorted(slots, (address + pad, address + pad + 8 * count))
+            if end > start:
+                words = words.copy()
+                index = slots[start:end] - (address + pad)
+                aligned = index % 8 == 0
+                words[index[aligned] // 8] = values[start:end][aligned]
+            tables.append(PointerTable(address + pad, words))
+        return tables
 
     # Functions
 

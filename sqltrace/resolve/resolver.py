@@ -21,7 +21,7 @@ from sqltrace.resolve.catalogue import catalogue_claims
 from sqltrace.resolve.claims import Claims, Detail, FieldClaim
 from sqltrace.resolve.code import executor_of
 from sqltrace.resolve.features import features_off
-from sqltrace.resolve.formats import read_image
+from sqltrace.resolve.formats import read_image, read_images
 from sqltrace.resolve.image import Image
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.overrides import Overrides
@@ -62,6 +62,19 @@ def resolve(path: str | os.PathLike[str], *, overrides: Overrides | None = None)
 def explain(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> Explained:
     """Like `resolve`, with the details of all evidence."""
     return explain_image(read_image(path), overrides=overrides)
+
+
+def explain_all(path: str | os.PathLike[str], *, overrides: Overrides | None = None) -> list[Explained]:
+    """Like `explain`, for each architecture of a universal binary that holds SQLite."""
+    found, failures = [], []
+    for image in read_images(path):
+        try:
+            found.append(explain_image(image, overrides=overrides))
+        except (NoSQLiteError, ResolutionError) as error:
+            failures.append(error)
+    if not found:
+        raise failures[0]
+    return found
 
 
 def resolve_image(image: Image, *, overrides: Overrides | None = None) -> Resolution:

@@ -113,6 +113,7 @@ class _Search:
         self._executor = executor
         self._graph = graph
         self._texts = addresses
+        self._variadic_on_stack = image.format == "macho" and image.arch == "arm64"
         self.details: dict[str, str] = {}
         self._users: dict[str, set[int]] = {name: set() for name in _ANCHORS}
         self._references: dict[int, list[Reference]] = {}
@@ -307,6 +308,8 @@ class _Search:
         texts = set()
         for call in trace.calls:
             message, text = call.arguments[1:3]
+            if self._variadic_on_stack:
+                text = call.stacked
             if message is not None and self._texts.get(message.constant) == "unbind" and message.is_constant:
                 texts.add(None if text is None else field_load(text, OBJECT, (8,)))
         if len(texts) == 1 and (offset := texts.pop()) is not None:

@@ -148,11 +148,15 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call with what the six argument registers held; an argument may be left over from before."""
+    """A call with what the argument registers held; an argument may be left over from before.
+
+    `stacked` is what lies at the stack pointer: on arm64 Macs the first variadic argument.
+    """
 
     target: int | None
     arguments: tuple[Linear | None, ...]
     site: int
+    stacked: Linear | None = None
 
 
 @dataclass(slots=True)
@@ -358,4 +362,5 @@ class Executor:
 
     def _note_call(self, state: State, trace: Trace, target: int | None) -> None:
         arguments = tuple(state.registers.get(name) for name in self._machine.arguments)
-        trace.calls.append(Call(target, arguments, state.pc))
+        stacked = state.memory.get(state.registers.get(self._machine.stack_pointer, Linear(0)))
+        trace.calls.append(Call(target, arguments, state.pc, stacked[0] if stacked is not None else None))

@@ -77,8 +77,8 @@ def test_an_address_within_a_function_is_no_function_start() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is not an ELF file"),
-        (b"MZ" + b"\0" * 100, "is not an ELF file"),
+        (b"", "is neither an ELF nor a Mach-O file"),
+        (b"MZ" + b"\0" * 100, "is neither an ELF nor a Mach-O file"),
         (b"\x7fELF\x02\x01", "is cut off"),
         (build_elf([CODE], machine=243), "for riscv64"),
         (b"\x7fELF\x01" + build_elf([CODE], machine=3)[5:], "for i386"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -20,4 +21,22 @@ def symbol_addresses(path: Path) -> dict[str, int]:
                 defined = symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
                 if defined and "sqlite3" in symbol.name:
                     found[symbol.name] = symbol["st_value"]
+    return found
+
+
+def macho_symbol_addresses(file: bytes) -> dict[str, int]:
+    """Return each defined symbol of a thin Mach-O file whose name holds `sqlite3`, without its underscore."""
+    found = {}
+    at = 32
+    for _ in range(struct.unpack_from("<I", file, 16)[0]):
+        command, size = struct.unpack_from("<II", file, at)
+        if command == 2:  # LC_SYMTAB
+            entries, count, names, _ = struct.unpack_from("<IIII", file, at + 8)
+            for i in range(count):
+                name, kind, _, _, value = struct.unpack_from("<IBBHQ", file, entries + 16 * i)
+                end = file.index(b"\0", names + name)
+                text = file[names + name : end].decode()
+                if kind & 0xEE == 0x0E and "sqlite3" in text:
+                    found[text.removeprefix("_")] = value
+        at += size
     return found
