@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import sqltrace.btf
+import sqltrace.resolve
 from sqltrace.errors import NoSQLiteError
 from sqltrace.resolution import Resolution
 from sqltrace.resolve.formats import read_image
@@ -59,10 +61,12 @@ def resolve_cached(
 
 @cache
 def _resolver_version() -> bytes:
-    """Return a digest of the resolver's source files."""
+    """Return a digest of the resolver's and the catalogue's files."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for package in (sqltrace.resolve, sqltrace.btf):
+        for file in sorted(Path(str(package.__file__)).parent.iterdir()):
+            if file.is_file():
+                digest.update(file.read_bytes())
     return digest.digest()
 
 
