@@ -19,7 +19,8 @@ from sqltrace.resolution import Evidence, Field
 _FUNCTION: Final = re.compile(r"(sqlite3\w+)=(0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
 _FIELD: Final = re.compile(r"\w+\.\w+|sizeof\(\w+\)|MEM_Zero", re.ASCII)
 _LARGEST_OFFSET: Final = 0xFFFE
-_SIZES: Final = (0, 1, 2, 4, 8)
+_SIZES: Final = (0, 1, 2, 4, 8, *range(12, 1025, 4))
+"""Bytes of a number or a pointer, and of a struct or an array within a struct; 0 where it does not matter."""
 
 
 @dataclass(frozen=True, slots=True)

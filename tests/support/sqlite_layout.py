@@ -9,32 +9,13 @@ import re
 import subprocess
 from collections.abc import Sequence
 
+from sqltrace.resolve.catalogue import FIELDS
 from tests.support.sqlite_builds import BUILD, amalgamation
 
-MEMBERS = [
-    "Vdbe.db",
-    "Vdbe.zSql",
-    "Vdbe.nVar",
-    "Vdbe.aVar",
-    "Vdbe.aCounter",
-    "Vdbe.eVdbeState",
-    "Vdbe.magic",
-    "Vdbe.iVdbeMagic",
-    "Vdbe.pc",
-    "Vdbe.nChange",
-    "sqlite3.aDb",
-    "sqlite3.errCode",
-    "sqlite3.nChange",
-    "sqlite3.nTotalChange",
-    "sqlite3.autoCommit",
-    "Db.pBt",
-    "Btree.pBt",
-    "BtShared.pPager",
-    "Pager.zFilename",
-    "Mem.u",
-    "Mem.n",
-    "Mem.flags",
-]
+MEMBERS = [*(name for name in FIELDS if "." in name), "Vdbe.iVdbeMagic"]
+ARRAYS = {"Vdbe.aCounter", "Pager.aStat"}
+"""Of these the resolver tells the size of an element."""
+CONSTANTS = ["sizeof(Mem)", "sizeof(Db)", "MEM_Zero"]
 
 
 def _has_member(source: str, struct: str, member: str) -> bool:
@@ -44,11 +25,13 @@ def _has_member(source: str, struct: str, member: str) -> bool:
 
 @functools.cache
 def true_layout(version: str, flags: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """Return (offset, size) of each member that this release has; `sizeof(Mem)` and `MEM_Zero` as (value, 0).
+    """Return (offset, size) of each member that this release has; CONSTANTS as (value, 0).
 
     Only the part of the amalgamation up to btree.c is compiled: by then all structs are declared.
     """
-    cached = BUILD / "layout" / (hashlib.sha256("\0".join([version, *flags]).encode()).hexdigest()[:16] + ".json")
+    cached = (
+        BUILD / "layout" / (hashlib.sha256("\0".join([version, *flags, *MEMBERS]).encode()).hexdigest()[:16] + ".json")
+    )
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_text(json.dumps(_compile(version, flags)))
@@ -67,7 +50,8 @@ def _compile(version: str, flags: Sequence[str]) -> dict[str, tuple[int, int]]:
     for name in names:
         struct, member = name.replace("Mem.", "sqlite3_value.").split(".")
         values += [f"offsetof(struct {struct}, {member})", f"sizeof(((struct {struct}*)0)->{member})"]
-    values += ["sizeof(Mem)", "0", "MEM_Zero", "0"]
+    for name in CONSTANTS:
+        values += [name.replace("(Db)", "(struct Db)"), "0"]
     cut = source.index("/************** Begin file btree.c")
     opened = "#ifndef" in source[: source.index("#define")]  # newer ones guard the whole file
     program = f"#include <stddef.h>\n{source[:cut]}\nconst unsigned truth[] = {{{', '.join(values)}}};\n"
@@ -83,4 +67,4 @@ def _compile(version: str, flags: Sequence[str]) -> dict[str, tuple[int, int]]:
     numbers: list[int] = []
     for directive, value in re.findall(r"\.(long|zero)\s+(\d+)", body)[: len(values) + 1]:
         numbers += [int(value)] if directive == "long" else [0] * (int(value) // 4)
-    return dict(zip([*names, "sizeof(Mem)", "MEM_Zero"], zip(numbers[::2], numbers[1::2], strict=False), strict=False))
+    return dict(zip([*names, *CONSTANTS], zip(numbers[::2], numbers[1::2], strict=False), strict=False))
