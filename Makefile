@@ -11,7 +11,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What a run needs, and what the tests need beside it.
 DEMO_PACKAGES := python3-bpfcc python3-venv fossil
-TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps
+TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps bpftool dwarves
 
 .PHONY: demo test lint format bench catalogue catalogue-check clean setup setup-test setup-catalogue
 
