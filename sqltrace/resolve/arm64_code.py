@@ -21,7 +21,8 @@ _NEAR: Final = 1
 _LINK_KEEPS: Final = 18
 """Calls may change x0 to x18."""
 _RET, _RETAA, _NOP, _ZERO, _BRK = 0xD65F03C0, 0xD65F0BFF, 0xD503201F, 0, 0xD4200020
-_PROLOGUE: Final = (0xD503245F, 0xD503233F, 0xA9BF7BFD, 0x910003FD)
+_BTI_C: Final = 0xD503245F
+_PROLOGUE: Final = (_BTI_C, 0xD503233F, 0xA9BF7BFD, 0x910003FD)
 """bti c; paciasp; stp x29, x30, [sp, -16]!; mov x29, sp."""
 
 
@@ -152,9 +153,12 @@ class Arm64Code:
         return stub_target(self._image, address)
 
     def may_be_stub(self, addresses: Addresses) -> Mask:
-        """Stubs are instructions; a fixed-address program has none for its own functions."""
-        aligned: Mask = (addresses % 4 == 0) & self._image.position_independent
-        return aligned
+        """Stubs begin with adrp x16 or bti c; a fixed-address program has none for its own functions."""
+        if not self._image.position_independent:
+            return np.zeros(len(addresses), bool)
+        words = bytes_of_functions(self._image, addresses.astype(np.uint64), 4).view("<u4")[:, 0]
+        likely: Mask = ((words & 0x9F00001F) == 0x90000010) | (words == _BTI_C)
+        return likely
 
     def reachable(self, start: int, end: int) -> frozenset[int]:
         """Return the instructions that direct jumps from `start` reach."""

@@ -9,7 +9,7 @@ Beside each claim stands its detail: what exactly was seen where, in words, for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sqltrace.errors import AmbiguousResolutionError
@@ -40,10 +40,15 @@ class Detail:
 
 
 class Claims:
-    """Collects what the rungs say; `add_*` raises AmbiguousResolutionError on the first contradiction."""
+    """Collects what the rungs say; `add_*` raises AmbiguousResolutionError on the first contradiction.
 
-    def __init__(self, path: str) -> None:
+    A contradiction about one of the `optional` functions only removes that function.
+    """
+
+    def __init__(self, path: str, *, optional: Collection[str] = ()) -> None:
         self._path = path
+        self._optional = optional
+        self._disputes: dict[str, str] = {}
         self._functions: dict[str, dict[Evidence, int]] = {}
         self._fields: dict[str, dict[Evidence, FieldClaim]] = {}
         self._details: dict[str, dict[Detail, None]] = {}
@@ -54,7 +59,9 @@ class Claims:
         known = self._functions.setdefault(name, {})
         if any(other != address for other in known.values()) and Evidence.OVERRIDE not in known:
             sides = ", ".join(f"{e} says {a:#x}" for e, a in [*known.items(), (evidence, address)])
-            raise AmbiguousResolutionError(f"{self._path}: the evidence for {name} disagrees: {sides}")
+            if name not in self._optional:
+                raise AmbiguousResolutionError(f"{self._path}: the evidence for {name} disagrees: {sides}")
+            self._disputes[name] = f"the evidence disagrees: {sides}"
         known.setdefault(evidence, address)
 
     def add_field(self, claim: FieldClaim, evidence: Evidence) -> None:
@@ -87,9 +94,15 @@ class Claims:
         first = next(iter(known.values()))
         return FieldClaim(name, first.offset, next((c.size for c in known.values() if c.size), None))
 
+    def disputes(self) -> Iterator[tuple[str, str]]:
+        """Yield each optional function that was contradicted, and both sides."""
+        yield from self._disputes.items()
+
     def functions(self) -> Iterator[tuple[str, Function]]:
         """Yield each function with its evidence, strongest first."""
         for name, known in self._functions.items():
+            if name in self._disputes:
+                continue
             strongest = _ordered(known)
             yield name, Function(known[strongest[0]], strongest)
 

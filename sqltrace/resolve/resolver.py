@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
-from sqltrace.resolution import Evidence, Resolution
+from sqltrace.resolution import Evidence, FeatureOff, Resolution
 from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import ApiTable, find_api_table
 from sqltrace.resolve.catalogue import catalogue_claims
@@ -35,7 +35,19 @@ _VERSION: Final = re.compile(rb"(?<=\0)3\.(\d{1,2})\.(\d{1,2})(?=\0)")
 PREPARE_FAMILY: Final = tuple(f"sqlite3_prepare{wide}{v}" for wide in ("", "16") for v in ("", "_v2", "_v3"))
 REQUIRED_FUNCTIONS: Final = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
 HOOKED: Final = (*REQUIRED_FUNCTIONS, *PREPARE_FAMILY)
-_ORDER: Final = {name: i for i, name in enumerate(HOOKED)}
+PUBLIC_FUNCTIONS: Final = (
+    *("sqlite3_close", "sqlite3_close_v2", "sqlite3_exec"),
+    *(f"sqlite3_bind_{value}" for value in ("blob", "blob64", "double", "int", "int64", "null", "pointer", "text")),
+    *(f"sqlite3_bind_{value}" for value in ("text16", "text64", "value", "zeroblob", "zeroblob64")),
+)
+INTERNAL_FUNCTIONS: Final = (
+    *("sqlite3VdbeExec", "sqlite3VdbeHalt", "sqlite3VdbeReset"),
+    *("sqlite3BtreeInsert", "sqlite3BtreeDelete"),
+)
+OPTIONAL_FUNCTIONS: Final = (*PUBLIC_FUNCTIONS, *INTERNAL_FUNCTIONS)
+"""Where the evidence for one of these disagrees, it is left out and nothing else suffers."""
+FUNCTIONS: Final = (*HOOKED, *OPTIONAL_FUNCTIONS)
+_ORDER: Final = {name: i for i, name in enumerate(FUNCTIONS)}
 REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
 _WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite3.nTotalChange")
 """Fields that hooks read 2, 4 or 8 bytes wide: without the width they are of no use."""
@@ -102,7 +114,7 @@ class _Ladder:
     def __init__(self, image: Image, overrides: Overrides) -> None:
         self._image = image
         self._overrides = overrides
-        self._claims = Claims(image.path)
+        self._claims = Claims(image.path, optional=OPTIONAL_FUNCTIONS)
         self._executor = executor_of(image)
 
     def climb(self) -> Explained:
@@ -143,12 +155,12 @@ class _Ladder:
         functions: dict[str, int] = {}
         for name, found in named.items():
             functions[name] = found.address
-            if name in HOOKED:
+            if name in FUNCTIONS:
                 self._claims.add_function(name, found.address, Evidence.SYMBOL, f"{found.symbol} in {found.table}")
         if table is not None:
             for name, address in table.functions.items():
                 functions.setdefault(name, address)
-                if name in HOOKED:
+                if name in FUNCTIONS:
                     self._claims.add_function(name, address, Evidence.API_TABLE, table.detail(name))
         return functions
 
@@ -184,8 +196,15 @@ class _Ladder:
                 f"{image.path} holds SQLite{' ' + version_text(release) if release else ''}, "
                 f"but {' and '.join(missing)} could not be found; --offset and --layout can say where they are"
             )
-        for name, function in functions.items():
-            self._check_start(name, function.address)
+        disputes = dict(self._claims.disputes())
+        for name, function in list(functions.items()):
+            try:
+                self._check_start(name, function.address)
+            except ResolutionError as error:
+                if name not in OPTIONAL_FUNCTIONS or Evidence.OVERRIDE in function.evidence:
+                    raise
+                disputes[name] = str(error)
+                del functions[name]
         return Resolution(
             path=image.path,
             format=image.format,
@@ -195,7 +214,10 @@ class _Ladder:
             source_id=source_id,
             functions=functions,
             layout=dict(sorted(layout.items())),
-            features_off=tuple(features_off(functions, layout, PREPARE_FAMILY)),
+            features_off=(
+                *features_off(functions, layout, PREPARE_FAMILY),
+                *(FeatureOff(name, reason) for name, reason in disputes.items()),
+            ),
         )
 
     def _check_start(self, name: str, address: int) -> None:

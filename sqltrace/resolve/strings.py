@@ -11,6 +11,7 @@ in every release that matters; each leads to one function of SQLite's source:
 * sqlite3_finalize hands its own argument to VdbeReset (or to VdbeHalt) and complains about a finalized statement;
   sqlite3_reset does the first after a test for NULL, and never the second;
 * the sqlite3_prepare family hands its arguments to sqlite3LockAndPrepare with different constants;
+* sqlite3Close, behind sqlite3_close and sqlite3_close_v2, is "unable to close due to unfinalized statements";
 * vdbeUnbind says "bind on a busy prepared statement: [%s]" with p->zSql.
 
 Every step wants exactly one answer: none and several both mean that the function is not found.
@@ -35,6 +36,7 @@ from sqltrace.resolve.callgraph import CallGraph, find_references
 from sqltrace.resolve.claims import FieldClaim
 from sqltrace.resolve.code import Reference, code_of
 from sqltrace.resolve.image import Image
+from sqltrace.resolve.internals import btree_writers, is_whole, vdbe_reset
 from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear, Trace, field_load
 
 _ANCHORS: Final[Mapping[str, tuple[bytes, ...]]] = {
@@ -47,6 +49,7 @@ _ANCHORS: Final[Mapping[str, tuple[bytes, ...]]] = {
     "blob": (b"cannot open value of type %s", b"no such rowid: %lld"),
     "commit": (b"%s-mj%06X9%02X", b"-mj%06X9%02X", b"MJ delete: %s", b"%s-mjXXXXXX9XXz"),
     "prepare": (b"database schema is locked: %s", b"statement too long"),
+    "close": (b"unable to close due to unfinalized statements or unfinished backups",),
     "unbind": (b"bind on a busy prepared statement: [%s]",),
 }
 _IN_EXEC: Final = ("exec-commit", "exec-savepoint", "exec-release", "exec-begin")
@@ -60,6 +63,7 @@ _SMALL: Final = 400
 _MOST_BINDS: Final = 8
 _INDEX: Final = Linear(0, ((INDEX, 1),))
 _OWN: Final = Linear(0, ((OBJECT, 1),))
+_CLOSES: Final = {Linear(0): "sqlite3_close", Linear(1): "sqlite3_close_v2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,15 @@ class _Search:
                 self._references.setdefault(owner, []).append(reference)
 
     def functions(self) -> dict[str, int]:
-        """Return what was found of step, reset, finalize and the prepare family."""
+        """Return what was found of step, reset, finalize, the prepare family, close, and internal functions."""
         found: dict[str, int] = {}
         exec_ = self._vdbe_exec()
+        if exec_ is not None and is_whole(self._graph, exec_):
+            self._add(found, "sqlite3VdbeExec", exec_, self._says(exec_, _IN_EXEC))
+            if (writers := btree_writers(self._graph, self._executor, exec_)) is not None:
+                both = f"calls balance at {writers.balance:#x}, as only one other does that sqlite3VdbeExec calls"
+                self._add(found, "sqlite3BtreeInsert", writers.insert, f"{both}; reads a BtreePayload (arg1)")
+                self._add(found, "sqlite3BtreeDelete", writers.delete, f"{both}; reads nothing through arg1")
         if exec_ is not None:
             step, inner = self._step(exec_)
             exec_text = f"sqlite3VdbeExec at {exec_:#x}, which {self._says(exec_, _IN_EXEC)}"
@@ -136,6 +146,9 @@ class _Search:
                 self._add(found, "sqlite3_step", step, reason)
             halt = self._vdbe_halt(exec_)
             if halt is not None:
+                self._add(
+                    found, "sqlite3VdbeHalt", halt, f"is called by {exec_text}, and {self._says(halt, ('commit',))}"
+                )
                 not_these = {f for f in (exec_, step, inner) if f is not None}
                 finalize, reset = self._passing_own_statement(halt, not_these)
                 halt_text = (
@@ -147,7 +160,12 @@ class _Search:
                     self._add(found, "sqlite3_finalize", function, f"{halt_text}; and {complaint}")
                 if (function := _only(reset)) is not None:
                     self._add(found, "sqlite3_reset", function, f"tests its argument for NULL, {halt_text}")
+                    inner = vdbe_reset(self._graph, self._executor, function, halt, {*not_these, *finalize})
+                    if inner is not None:
+                        reason = f"hands its argument from sqlite3_reset at {function:#x} on to {halt:#x}"
+                        self._add(found, "sqlite3VdbeReset", inner, reason)
         found.update(self._prepare_family())
+        found.update(self._close_family())
         return found
 
     def _add(self, found: dict[str, int], name: str, address: int, detail: str) -> None:
@@ -274,6 +292,27 @@ class _Search:
         if a[5] == through[3]:
             return {Linear(0): "sqlite3_prepare", Linear(_PREPARE_SAVESQL): "sqlite3_prepare_v2"}.get(flags)
         return "sqlite3_prepare_v3" if a[5] == through[4] and not flags.is_constant else None
+
+    def _close_family(self) -> dict[str, int]:
+        """Return sqlite3_close and sqlite3_close_v2: they call sqlite3Close(db, 0) and sqlite3Close(db, 1)."""
+        found: dict[str, set[int]] = {}
+        for close in self._users["close"]:
+            for wrapper in self._graph.callers(close):
+                if self._graph.size(wrapper) < _SMALL:
+                    trace = self._executor.run(wrapper, budget=200, stop_at=close)
+                    for call in trace.calls:
+                        name = _CLOSES.get(call.arguments[1]) if call.arguments[1] is not None else None
+                        if call.target == close and call.arguments[0] == _OWN and name is not None:
+                            found.setdefault(name, set()).add(wrapper)
+        family: dict[str, int] = {}
+        for name, functions in found.items():
+            if (function := _only(functions)) is not None and len(self._users["close"]) == 1:
+                close = next(iter(self._users["close"]))
+                reason = (
+                    f"{self._calls(function, close)} sqlite3Close at {close:#x}, which {self._says(close, ('close',))}"
+                )
+                self._add(family, name, function, reason)
+        return family
 
     # Fields
 

@@ -88,9 +88,11 @@ class X86_64Code:  # noqa: N801 (the architecture's name)
         return plt_target(self._image, address)
 
     def may_be_stub(self, addresses: Addresses) -> Mask:
-        """Stubs are aligned to 8 bytes; a fixed-address program has none for its own functions."""
-        aligned: Mask = (addresses % 8 == 0) & self._image.position_independent
-        return aligned
+        """Stubs begin with jmp, bnd or endbr64; a fixed-address program has none for its own functions."""
+        if not self._image.position_independent:
+            return np.zeros(len(addresses), bool)
+        first = bytes_of_functions(self._image, addresses.astype(np.uint64), 1)[:, 0]
+        return np.isin(first, (0xFF, 0xF2, 0xF3))
 
     def reachable(self, start: int, end: int) -> frozenset[int]:
         """Return the instructions that direct jumps from `start` reach."""

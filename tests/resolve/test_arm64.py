@@ -15,7 +15,7 @@ from sqltrace.resolve.arm64_code import Arm64Code
 from sqltrace.resolve.code import Reference
 from sqltrace.resolve.elf import Elf
 from sqltrace.resolve.image import Image
-from sqltrace.resolve.resolver import HOOKED, REQUIRED_FUNCTIONS, resolve
+from sqltrace.resolve.resolver import HOOKED, INTERNAL_FUNCTIONS, REQUIRED_FUNCTIONS, resolve
 from sqltrace.resolve.symbolic import Executor, Trace
 from tests.support.elf_builder import Part, R, W, X, build_elf
 from tests.support.sqlite_layout import true_layout
@@ -189,7 +189,7 @@ def test_returned_constants_are_seen_behind_a_prologue() -> None:
 BUILDS = [("aarch64-linux-gnu", "3.50.4", ("-O2", NO_TABLE))]
 MORE_BUILDS = [
     ("aarch64-linux-musl", "3.53.4", ("-O2",)),
-    ("aarch64-linux-gnu", "3.37.2", ("-Os", NO_TABLE)),
+    ("aarch64-linux-gnu", "3.37.2", ("-Os", "-g", NO_TABLE)),
     ("aarch64-linux-gnu", "3.50.4", ("-O3", "-mbranch-protection=standard", NO_TABLE)),
     ("aarch64-linux-gnu", "3.50.4", ("-O1", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", NO_TABLE)),
     ("x86_64-linux-musl", "3.50.4", ("-O2", NO_TABLE)),
@@ -212,6 +212,8 @@ def test_a_stripped_build_resolves_to_what_its_unstripped_twin_says(
     if NO_TABLE in flags:
         assert {f.evidence for f in resolution.functions.values()} == {(Evidence.STRINGS,)}
     truth = true_layout(version, tuple(f for f in flags if f.startswith("-D")))
+    found = set(resolution.functions) | {"sqlite3VdbeReset"}  # mostly inlined
+    assert set(INTERNAL_FUNCTIONS) <= found
     truth.setdefault("Vdbe.magic", truth.get("Vdbe.iVdbeMagic", (-1, 0)))
     assert {n: f.offset for n, f in resolution.layout.items()} == {n: truth[n][0] for n in resolution.layout}
     assert "sqlite3_prepare_v2" in resolution.functions

@@ -30,6 +30,35 @@ def test_another_offset_or_width_is_a_contradiction(other: FieldClaim) -> None:
         claims.add_field(other, Evidence.CATALOGUE)
 
 
+def test_a_contradiction_about_an_optional_function_removes_only_that_function() -> None:
+    claims = Claims("file", optional=("sqlite3BtreeInsert",))
+    claims.add_function("sqlite3_step", 0x1000, Evidence.SYMBOL)
+    claims.add_function("sqlite3BtreeInsert", 0x2000, Evidence.SYMBOL)
+    claims.add_function("sqlite3BtreeInsert", 0x3000, Evidence.STRINGS)
+    assert [name for name, _ in claims.functions()] == ["sqlite3_step"]
+    ((name, reason),) = claims.disputes()
+    assert (name, reason) == (
+        "sqlite3BtreeInsert",
+        "the evidence disagrees: symbol says 0x2000, strings says 0x3000",
+    )
+    with pytest.raises(AmbiguousResolutionError):
+        claims.add_function("sqlite3_step", 0x2000, Evidence.STRINGS)
+
+
+def test_an_optional_function_in_dispute_is_a_feature_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = resolver.string_evidence
+
+    def shifted(*arguments: object) -> StringEvidence:
+        found = real(*arguments)  # type: ignore[arg-type]
+        swapped = {**found.functions, "sqlite3_close": found.functions["sqlite3_step"]}
+        return dataclasses.replace(found, functions=swapped)
+
+    monkeypatch.setattr(resolver, "string_evidence", shifted)
+    resolution = resolve(build_twin().stripped)
+    assert "sqlite3_close" not in resolution.functions
+    assert [f.feature for f in resolution.features_off] == ["sqlite3_close"]
+
+
 def test_functions_that_the_rungs_find_elsewhere_end_the_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = build_twin()
     real = resolver.find_api_table
@@ -70,7 +99,7 @@ def test_a_description_aligns_its_columns_and_shows_no_control_characters() -> N
     lines = text.splitlines()
     for name, function in resolution.functions.items():
         line = next(x for x in lines if x.startswith(f"{name} "))
-        assert line.endswith(f"{function.address:#x}  api-table, strings") or "16" in name
+        assert line.endswith(f"{function.address:#x}  {', '.join(function.evidence)}")
     assert any(x.split() == ["Vdbe.zSql", "248", "8", "accessor,", "catalogue"] for x in lines)
     assert lines[-1].split(maxsplit=1) == ["changes", "Vdbe.nChange not found"]
 

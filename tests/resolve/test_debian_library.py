@@ -13,7 +13,7 @@ from sqltrace.resolve.api_table import find_api_table
 from sqltrace.resolve.elf import Elf
 from sqltrace.resolve.image import open_image
 from sqltrace.resolve.options import compile_options
-from sqltrace.resolve.resolver import HOOKED, resolve
+from sqltrace.resolve.resolver import FUNCTIONS, resolve
 from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import symbols
@@ -88,7 +88,8 @@ def test_the_whole_ladder_finds_everything_in_less_than_a_second() -> None:
     resolution = resolve(LIBRARY)
     assert time.process_time() - start < 1
     truth = symbol_addresses(LIBRARY)
-    assert {n: f.address for n, f in resolution.functions.items()} == {n: truth[n] for n in HOOKED}
+    assert {n: f.address for n, f in resolution.functions.items()} == {n: truth[n] for n in FUNCTIONS}
+    assert resolution.functions["sqlite3BtreeInsert"].evidence == (Evidence.SYMBOL, Evidence.STRINGS)
     assert resolution.functions["sqlite3_step"].evidence == (Evidence.SYMBOL, Evidence.API_TABLE, Evidence.STRINGS)
     assert resolution.layout["Vdbe.nVar"].size == 4
     assert resolution.sqlite_version == "3.40.1"

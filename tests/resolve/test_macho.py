@@ -18,7 +18,7 @@ from sqltrace.resolve import explain_all, resolver
 from sqltrace.resolve.formats import read_image, read_images
 from sqltrace.resolve.image import Image
 from sqltrace.resolve.macho import MachO
-from sqltrace.resolve.resolver import HOOKED, explain_image, resolve
+from sqltrace.resolve.resolver import FUNCTIONS, INTERNAL_FUNCTIONS, REQUIRED_FUNCTIONS, explain_image, resolve
 from tests.support.macho_builder import (
     CONSTANTS,
     DATA,
@@ -184,7 +184,7 @@ def test_a_prebuilt_addon_resolves_without_its_symbols(name: str, monkeypatch: p
     symbols = macho_symbol_addresses(content)
     stripped = MachO(without_symbols(content), name)
     resolution = explain_image(stripped).resolution
-    assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in HOOKED}
+    assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in FUNCTIONS}
     assert resolution.functions["sqlite3_step"].evidence == (Evidence.API_TABLE, Evidence.STRINGS)
     truth = true_layout("3.53.4")
     assert {n: f.offset for n, f in resolution.layout.items()} == {n: truth[n][0] for n in resolution.layout}
@@ -195,7 +195,12 @@ def test_a_prebuilt_addon_resolves_without_its_symbols(name: str, monkeypatch: p
     monkeypatch.setattr(resolver, "find_api_table", lambda *_: None)
     strings_only = explain_image(stripped).resolution
     assert {n: f.address for n, f in strings_only.functions.items()} == {n: symbols[n] for n in strings_only.functions}
-    assert len(strings_only.functions) == 6
+    assert set(strings_only.functions) >= {
+        *REQUIRED_FUNCTIONS,
+        *INTERNAL_FUNCTIONS,
+        "sqlite3_close",
+        "sqlite3_prepare_v2",
+    }
     assert {f.evidence for f in strings_only.functions.values()} == {(Evidence.STRINGS,)}
     assert {n: f.offset for n, f in strings_only.layout.items()} == {n: truth[n][0] for n in strings_only.layout}
     assert Evidence.ACCESSOR in strings_only.layout["Vdbe.zSql"].evidence

@@ -9,7 +9,7 @@ import pytest
 
 from sqltrace.events.wire import layout_words
 from sqltrace.resolution import Evidence
-from sqltrace.resolve.resolver import HOOKED, resolve
+from sqltrace.resolve.resolver import FUNCTIONS, INTERNAL_FUNCTIONS, resolve
 from tests.support.elf_builder import without_section_headers
 from tests.support.real_binaries import CIPHERS, from_npm
 from tests.support.sqlite_layout import true_layout
@@ -27,7 +27,9 @@ def test_a_prebuilt_addon_resolves_without_its_symbols(name: str, tmp_path: Path
         subprocess.run(["strip", addon, "-o", stripped], check=True)
     symbols = symbol_addresses(addon)
     resolution = resolve(stripped)
-    assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in HOOKED}
+    assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in resolution.functions}
+    # Here sqlite3VdbeReset is inlined.
+    assert set(FUNCTIONS) - set(resolution.functions) == {"sqlite3VdbeReset"} - set(symbols)
     assert resolution.functions["sqlite3_step"].evidence == (Evidence.API_TABLE, Evidence.STRINGS)
     truth = true_layout("3.53.4")
     assert {n: f.offset for n, f in resolution.layout.items()} == {n: truth[n][0] for n in resolution.layout}
@@ -40,6 +42,7 @@ def test_a_prebuilt_addon_resolves_without_its_symbols(name: str, tmp_path: Path
 def test_debian_fossil_resolves_by_strings_alone() -> None:
     resolution = resolve(FOSSIL)
     assert {"sqlite3_step", "sqlite3_reset", "sqlite3_finalize", "sqlite3_prepare_v2"} <= set(resolution.functions)
+    assert {*INTERNAL_FUNCTIONS, "sqlite3_close", "sqlite3_close_v2"} <= set(resolution.functions)
     assert {f.evidence for f in resolution.functions.values()} == {(Evidence.STRINGS,)}
     truth = true_layout("3.41.0")
     assert {n: (f.offset) for n, f in resolution.layout.items()} == {n: truth[n][0] for n in resolution.layout}

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from sqltrace.resolution import Evidence
-from sqltrace.resolve.resolver import HOOKED, REQUIRED_FUNCTIONS, resolve
+from sqltrace.resolve.resolver import FUNCTIONS, INTERNAL_FUNCTIONS, REQUIRED_FUNCTIONS, resolve
 from tests.support.sqlite_builds import build_twin
 from tests.support.sqlite_layout import ARRAYS, true_layout
 from tests.support.symbol_oracle import symbol_addresses
 
 NO_TABLE = "-DSQLITE_OMIT_LOAD_EXTENSION"
+BY_STRINGS = ("sqlite3_close", "sqlite3_close_v2", *INTERNAL_FUNCTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,10 @@ def test_a_stripped_build_resolves_to_what_its_unstripped_twin_says(build: Build
     resolution = resolve(twin.stripped)
     symbols = symbol_addresses(twin.unstripped)
     assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in resolution.functions}
-    wanted = (*REQUIRED_FUNCTIONS, "sqlite3_prepare", "sqlite3_prepare_v2", "sqlite3_prepare_v3")
-    assert set(resolution.functions) >= set(wanted if NO_TABLE in build.flags else HOOKED)
+    wanted = (*REQUIRED_FUNCTIONS, "sqlite3_prepare", "sqlite3_prepare_v2", "sqlite3_prepare_v3", *BY_STRINGS)
+    assert set(resolution.functions) >= set(wanted if NO_TABLE in build.flags else FUNCTIONS)
     evidence = {e for f in resolution.functions.values() for e in f.evidence}
+    assert {resolution.functions[n].evidence for n in INTERNAL_FUNCTIONS} == {(Evidence.STRINGS,)}
     assert evidence == ({Evidence.STRINGS} if NO_TABLE in build.flags else {Evidence.API_TABLE, Evidence.STRINGS})
 
     truth = true_layout(build.version, tuple(f for f in build.flags if f.startswith("-D")))
