@@ -24,6 +24,10 @@ const MADV_WIPEONFORK = 18;
 const MFD_CLOEXEC_ALLOW_SEALING = 3;
 const RTLD_LAZY_NOLOAD_NODELETE = 0x1001 | 4;
 
+const SIG_DFL = 0;
+const SIG_IGN = 1;
+const SYS_RT_SIGACTION = { x64: 13, arm64: 134 };
+
 const FUNCTIONS = ['step', 'reset', 'finalize'];
 const PATCH_BYTES = 16; // what replaceFast overwrites, at most
 const TRAMPOLINE_BYTES = 128; // the overwritten instructions, moved, and a jump back
@@ -38,7 +42,7 @@ const libc = (name, result, args) => new SystemFunction(exported(name), result, 
 
 let ring = null; // {base, size, hooks source, shared symbols}
 const modules = new Map(); // base address -> {path, functions, compiled, patched}
-const seen = new Set(); // base addresses that were reported or asked about
+const seen = new Set(); // 'base path' of what was reported or asked about
 let asked = 0;
 
 function call(what, args) {
@@ -184,6 +188,20 @@ function hookLoaded(module) {
   }
 }
 
+/*
+ * Frida's agent catches faults, to turn them into exceptions of JavaScript's.  It also swallows such a signal when it was
+ * sent by kill(), which the program would have died of.  Our code is at work and causes no faults: the signals that
+ * nobody caught before get their dispositions back, past the hooks by which the agent guards its handlers.
+ */
+function giveBackSignals(numbers, ignored) {
+  const syscall = libc('syscall', 'int64', ['int64', 'int64', 'pointer', 'pointer', 'int64']);
+  const action = Memory.alloc(32); // the kernel's struct sigaction: handler, flags, restorer, mask
+  for (const number of numbers) {
+    action.writePointer(ptr(ignored.includes(number) ? SIG_IGN : SIG_DFL));
+    call(syscall, [SYS_RT_SIGACTION[Process.arch], number, action, NULL, 8]);
+  }
+}
+
 let listing = null; // while observe() runs: what is loaded already
 
 function observe() {
@@ -191,14 +209,16 @@ function observe() {
   Process.attachModuleObserver({
     onAdded(module) {
       const base = module.base.toString();
-      if (seen.has(base) || !module.path.startsWith('/')) return;
-      seen.add(base);
+      // Both, because a library that was unloaded unnoticed leaves its place to another.
+      const identity = `${base} ${module.path}`;
+      if (seen.has(identity) || !module.path.startsWith('/')) return;
+      seen.add(identity);
       if (listing !== null) listing.push({ base, path: module.path });
       else hookLoaded(module);
     },
     onRemoved(module) {
       const base = module.base.toString();
-      if (!modules.has(base)) seen.delete(base);
+      if (!modules.has(base)) seen.delete(`${base} ${module.path}`);
     },
   });
   const found = listing;
@@ -213,5 +233,6 @@ rpc.exports = {
   prepare,
   patch,
   ranges,
+  giveBackSignals,
   restore: () => Array.from(modules.keys()).forEach(restore),
 };

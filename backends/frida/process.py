@@ -101,6 +101,7 @@ class Observed:
         if hooks:
             for patches in self._ask("patch", bases=[hook.module.base for hook in hooks]):
                 self._patches += patches
+        self._ask("give_back_signals")
         taken = round((time.perf_counter() - begun) * 1e3, 3)
         items += [Probed(self.pid, hook.module.path, hook.resolution, taken) for hook in hooks]
         return items

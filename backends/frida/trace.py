@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -73,8 +74,10 @@ class FridaTrace:
             raise
 
     def _give_up(self, child: HeldChild) -> None:
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)  # first, or it would run when Frida's helper lets it go
         if self._worker is not None:
-            self._worker.kill()  # first: a child cannot be reaped while Frida's helper traces it
+            self._worker.kill()  # before reaping: a child that another process traces cannot be reaped
         self._processes.clear()
         child.abandon()
 
@@ -120,11 +123,7 @@ class FridaTrace:
             self._answering.submit(self._answer, observed, message)
         elif event == "hooked":
             observed.hooked(message["patches"])
-            probed = self._asked.pop((observed.pid, message["base"]), None)
-            if probed is not None:
-                item, begun = probed
-                taken = round((time.perf_counter() - begun) * 1e3, 3)
-                self._add([Probed(item.pid, item.path, item.resolution, taken)])
+            self._probed((observed.pid, message["base"]))
         elif event == "refused":
             self._add([Refused(observed.pid, message["path"], f"{message['path']}: {message['reason']}")])
         elif event == "failed":
@@ -143,11 +142,20 @@ class FridaTrace:
                 self._asked[observed.pid, module.base] = (probed, begun)
         except SqltraceError as error:
             self._add([Refused(observed.pid, module.path, str(error))])
+        except Exception as error:  # nobody would hear of it on this thread
+            self._add([Refused(observed.pid, module.path, f"{module.path}: {type(error).__name__}: {error}")])
         finally:  # whatever happens, the program waits in dlopen
             if self._worker is not None:
                 answer = None if hooks is None else hooks.to_agent()
                 with contextlib.suppress(BackendError):
                     self._worker.post(observed.pid, {"type": message["id"], "hooks": answer})
+
+    def _probed(self, key: tuple[int, str]) -> None:
+        asked = self._asked.pop(key, None)
+        if asked is not None:
+            item, begun = asked
+            taken = round((time.perf_counter() - begun) * 1e3, 3)
+            self._add([Probed(item.pid, item.path, item.resolution, taken)])
 
     def _left(self, observed: Observed, reason: str) -> None:
         if reason == "process-replaced":
@@ -196,6 +204,7 @@ class FridaTrace:
 
     def wait(self) -> int | None:
         """Wait for the command, which may outlive the observation."""
+        self._resume()
         return self._child.wait() if self._child else None
 
     def drain(self, timeout: float) -> Sequence[Item]:
@@ -234,7 +243,12 @@ class FridaTrace:
         for pid in replaced:
             self._add(self._processes[pid].replaced())
         for observed in self._processes.values():
-            self._add([self._with_status(item) for item in observed.collect()])
+            items = [self._with_status(item) for item in observed.collect()]
+            if items and not observed.alive and observed.hits():
+                # It died before its agent could say that the library was hooked, but the hooks did speak.
+                for key in [key for key in list(self._asked) if key[0] == observed.pid]:
+                    self._probed(key)
+            self._add(items)
 
     def _with_status(self, item: Item) -> Item:
         if isinstance(item, Ended) and self._child is not None and item.pid == self._child.pid:

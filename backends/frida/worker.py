@@ -32,6 +32,24 @@ from sqltrace.backends.launch import ptrace
 _FROZEN_AT_MOST = 2.0
 """Seconds that an agent may need to patch while its application stands still."""
 
+_LAST_SIGNAL = 31
+"""Real-time signals are left alone: the C library has its own among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """Which signals a process catches and which it ignores, as bit masks: bit 0 is signal 1."""
+
+    caught: int
+    ignored: int
+
+    @classmethod
+    def of(cls, pid: int) -> Signals:
+        """Ask the kernel."""
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
+            masks = dict(line.split()[:2] for line in stream if line.startswith("Sig"))
+        return cls(int(masks["SigCgt:"], 16), int(masks["SigIgn:"], 16))
+
 
 @dataclass(slots=True)
 class Inhabited:
@@ -42,6 +60,8 @@ class Inhabited:
     script: Any
     held: bool
     """It has not run since exec; no other thread exists, and `resume` starts it."""
+    before: Signals
+    """What it did about signals before the agent came."""
     gone: bool = False
 
 
@@ -93,9 +113,10 @@ class Worker:
 
     def do_attach(self, pid: int, held: bool) -> None:
         """Bring the agent into a process."""
+        before = Signals.of(pid)
         session = self._device.attach(pid)
         script = session.create_script(agent_script())
-        process = Inhabited(pid, session, script, held)
+        process = Inhabited(pid, session, script, held, before)
 
         def message(content: Message, _data: bytes | None) -> None:
             if content["type"] == "send":
@@ -135,6 +156,14 @@ class Worker:
         exports = process.script.exports_sync
         with self._frozen(process), _limited():
             return [exports.patch(base) for base in bases]
+
+    def do_give_back_signals(self, pid: int) -> None:
+        """Undo what Frida's arrival did to the process's signals."""
+        process = self._processes[pid]
+        new = Signals.of(pid).caught & ~process.before.caught
+        numbers = [number for number in range(1, _LAST_SIGNAL + 1) if new >> (number - 1) & 1]
+        ignored = [number for number in numbers if process.before.ignored >> (number - 1) & 1]
+        process.script.exports_sync.give_back_signals(numbers, ignored)
 
     def do_resume(self, pid: int) -> None:
         """Let a process that waits at its entry point run."""
