@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,6 +48,7 @@ OPTIONAL_FUNCTIONS: Final = (*PUBLIC_FUNCTIONS, *INTERNAL_FUNCTIONS)
 """Where the evidence for one of these disagrees, it is left out and nothing else suffers."""
 FUNCTIONS: Final = (*HOOKED, *OPTIONAL_FUNCTIONS)
 _ORDER: Final = {name: i for i, name in enumerate(FUNCTIONS)}
+_COUNTERS_BY_OP: Final = 3008000
 REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
 _WIDTH_MATTERS: Final = ("Vdbe.nVar", "Vdbe.nChange", "sqlite3.nChange", "sqlite3.nTotalChange")
 """Fields that hooks read 2, 4 or 8 bytes wide: without the width they are of no use."""
@@ -137,14 +138,14 @@ class _Ladder:
             raise NoSQLiteError(f"{image.path} names a SQLite release but holds no SQLite")
         for name, address in strings.functions.items():
             claims.add_function(name, address, Evidence.STRINGS, strings.details.get(name, ""))
-        for claim in strings.fields:
-            claims.add_field(claim, Evidence.ACCESSOR)
-        for claim in accessor_claims(self._executor, functions, release or 0):
+        accessors = accessor_claims(self._executor, functions, release or 0)
+        for claim in _usable(release, (*strings.fields, *accessors)):
             claims.add_field(claim, Evidence.ACCESSOR)
         if release is not None:
             modified = source_id is None or not re.fullmatch("[0-9a-f]*", source_id[20:])
             known = {n: c for n in _field_names(claims) if (c := claims.field(n)) is not None}
-            for claim in catalogue_claims(release, compile_options(image), known, modified=modified):
+            said = catalogue_claims(release, compile_options(image), known, modified=modified)
+            for claim in _usable(release, said):
                 claims.add_field(claim, Evidence.CATALOGUE)
         resolution = self._result(release, source_id)
         details = {n: d for n, d in claims.details().items() if n in resolution.functions or n in resolution.layout}
@@ -228,6 +229,16 @@ class _Ladder:
             raise AmbiguousResolutionError(
                 f"{self._image.path}: {name} should start at {address:#x}, but unwind data has that in mid-function"
             )
+
+
+def _usable(release: int | None, claims: Iterable[FieldClaim]) -> Iterator[FieldClaim]:
+    """Yield the claims about members that mean what hooks take them for.
+
+    Before 3.8.0 sqlite3_stmt_status(op) read aCounter[op-1], and there were other counters.
+    """
+    for claim in claims:
+        if claim.name != "Vdbe.aCounter" or release is None or release >= _COUNTERS_BY_OP:
+            yield claim
 
 
 def _field_names(claims: Claims) -> list[str]:

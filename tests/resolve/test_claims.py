@@ -107,3 +107,9 @@ def test_a_description_aligns_its_columns_and_shows_no_control_characters() -> N
 def test_a_resolution_survives_json() -> None:
     resolution = resolve(build_twin().stripped)
     assert Resolution.from_json(resolution.to_json()) == resolution
+
+
+def test_counters_of_releases_that_count_from_one_are_left_alone() -> None:
+    claims = [FieldClaim("Vdbe.aCounter", 168, 4), FieldClaim("Vdbe.zSql", 208, 8)]
+    assert [c.name for c in resolver._usable(3007017, claims)] == ["Vdbe.zSql"]
+    assert list(resolver._usable(3008000, claims)) == claims
