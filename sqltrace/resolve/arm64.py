@@ -38,6 +38,11 @@ _KEEPING_MASKS: Final = frozenset((-1, 0x3F, 0xFF, 0xFFFF, 0xFFFFFFFF))
 _WINDOW: Final = 64
 
 
+def _width(register: str) -> int:
+    """Return how many bytes the register has; x29, x30 and x31 go by other names."""
+    return 8 if register in ("fp", "lr", "sp") else _SIZES.get(register[0], 8)
+
+
 def stub_target(image: Image, address: int) -> int | None:
     """Return where the linkage stub at `address` leads within this file; None if it is no such stub.
 
@@ -162,7 +167,7 @@ class _Step:
             return 4
         if name not in ("ldr", "ldur", "ldar", "ldapr", "str", "stur", "stlr") and name[-1] in "bh":
             return _SIZES[name[-1]]
-        return _SIZES.get(self._name(self._operands[0])[0], 8)
+        return _width(self._name(self._operands[0]))
 
     # Execution
 
@@ -182,8 +187,7 @@ class _Step:
             case _ if name.startswith("b."):
                 return Outcome("branch", int(operands[0].imm))
             case "cbz" | "cbnz":
-                size = _SIZES[self._name(operands[0])[0]]
-                self._context.compare(self._get(operands[0]), Linear(0), size, self._pc)
+                self._context.compare(self._get(operands[0]), Linear(0), _width(self._name(operands[0])), self._pc)
                 return Outcome("branch", int(operands[1].imm))
             case "tbz" | "tbnz":
                 return Outcome("branch", int(operands[2].imm))
@@ -271,7 +275,7 @@ class _Step:
         left, right = self._get(self._operands[0]), self._get(self._operands[1])
         if name in ("cmn", "ccmn"):
             right = right.times(-1)
-        self._context.compare(left, right, _SIZES.get(self._name(self._operands[0])[0], 8), self._pc)
+        self._context.compare(left, right, _width(self._name(self._operands[0])), self._pc)
 
     def _multiply(self) -> None:
         left, right = self._get(self._operands[1]), self._get(self._operands[2])

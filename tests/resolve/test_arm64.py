@@ -121,6 +121,13 @@ def test_the_way_to_the_file_name_is_followed_through_five_structs() -> None:
     assert [c.offset for c in filename_claims(trace(*code))] == [32, 8, 8, 0, 216]
 
 
+def test_registers_with_names_of_their_own_are_registers() -> None:
+    # cbz lr, +8; cmp sp, fp; ldr x0, [x0, #8]; ret
+    code = (0xB400005E, 0xEB3D63FF, 0xF9400400, RET)
+    assert [c.size for c in trace(*code).compares] == [8, 8]
+    assert returned_field(trace(*code), (8,)) == (8, 8)
+
+
 def test_a_call_through_a_linkage_stub_is_a_call_of_the_function_behind_it() -> None:
     # bl +12; ret; nop; stub: adrp x16, SLOTS; ldr x17, [x16]; add x16, x16, #0; br x17
     pages = (SLOTS - CODE) >> 12
