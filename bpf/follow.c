@@ -27,24 +27,6 @@ int loader_entry(struct pt_regs *ctx)
   return 0;
 }
 
-static __always_inline void tell_process(u32 tgid, u32 action, int exit_code)
-{
-  struct record_process r = {};
-  u64 ids = bpf_get_current_uid_gid();
-  r.header.type = RECORD_PROCESS;
-  r.header.size = sizeof(r);
-  r.pid = tgid;
-  r.time_ns = bpf_ktime_get_ns();
-  r.cgroup_id = bpf_get_current_cgroup_id();
-  r.uid = ids;
-  r.gid = ids >> 32;
-  r.action = action;
-  r.exit_code = exit_code;
-  bpf_get_current_comm(r.comm, sizeof(r.comm));
-  if (records.ringbuf_output(&r, sizeof(r), 0))
-    count(LOST_PROCESS);
-}
-
 /* args: parent, child (struct task_struct *); runs in the parent */
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
@@ -67,7 +49,7 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
     return 0;
   u64 id = bpf_get_current_pid_tgid();
   threads.delete(&id); /* its frames are on a stack that is gone */
-  tell_process(tgid, PROCESS_EXEC, -1);
+  tell_process(tgid, 0, PROCESS_EXEC, -1);
   stop_and_tell(tgid);
   return 0;
 }
@@ -85,7 +67,7 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
     return 0;
   current_follow();
   bpf_probe_read_kernel(&code, sizeof(code), (void *)(ctx->args[0] + TASK_EXIT_CODE));
-  tell_process(tgid, PROCESS_EXIT, code);
+  tell_process(tgid, 0, PROCESS_EXIT, code);
   stopped.delete(&tgid);
   return 0;
 }

@@ -6,18 +6,12 @@
  * bcc understands a map's methods only in the file that it is given, so state.c, text.c, finish.c, follow.c and this
  * file are handed to it as one, in that order.
  */
-int step_entry(struct pt_regs *ctx)
+/*
+ * How many steps are under way on this thread in frames above `sp`.  Frames are told apart by stack pointer: a missed
+ * return (attach, longjmp) cannot skew the depth.
+ */
+static __always_inline u32 live_depth(struct thread *t, u64 sp)
 {
-  u64 stmt = PT_REGS_PARM1(ctx), sp = PT_REGS_SP(ctx), now;
-  u32 index;
-  if (!stmt || !current_follow())
-    return 0;
-  struct layout *l = probe_layout(ctx, &index);
-  struct thread *t = current_thread();
-  if (!l || !t)
-    return 0;
-
-  /* Frames are told apart by stack pointer: a missed return (attach, longjmp) cannot skew the depth. */
   u32 depth = t->depth;
 #pragma clang loop unroll(disable)
   for (u32 i = 0; i < FRAMES; i++) {
@@ -31,6 +25,21 @@ int step_entry(struct pt_regs *ctx)
       break;
     depth--;
   }
+  return depth;
+}
+
+int step_entry(struct pt_regs *ctx)
+{
+  u64 stmt = PT_REGS_PARM1(ctx), sp = PT_REGS_SP(ctx), now;
+  u32 index;
+  if (!stmt || !current_follow())
+    return 0;
+  struct layout *l = probe_layout(ctx, &index);
+  struct thread *t = current_thread();
+  if (!l || !t)
+    return 0;
+
+  u32 depth = live_depth(t, sp);
   if (depth >= FRAMES) {
     count(LOST_DEPTH);
     return 0;
@@ -111,19 +120,7 @@ int step_return(struct pt_regs *ctx)
   struct layout *l = probe_layout(ctx, &index);
   if (!t || !l)
     return 0;
-  u32 depth = t->depth;
-#pragma clang loop unroll(disable)
-  for (u32 i = 0; i < FRAMES; i++) {
-    asm volatile("" : "+r"(i));
-    if (depth == 0)
-      break;
-    u32 top = depth - 1;
-    asm volatile("" : "+r"(top));
-    top &= FRAMES - 1;
-    if (t->frames[top].sp >= sp)
-      break;
-    depth--;
-  }
+  u32 depth = live_depth(t, sp - 1); /* its own frame included */
   if (depth == 0)
     return 0;
   u32 at = depth - 1;

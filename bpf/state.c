@@ -165,26 +165,31 @@ static __always_inline int steps_itself(u64 stmt, u64 sp)
   return t->frames[top].stmt == stmt && t->frames[top].sp > sp;
 }
 
-static __always_inline void announce(struct follow *f, u32 tgid)
+static __always_inline void tell_process(u32 tgid, u32 parent, u32 action, int exit_code)
 {
-  if (!f->unannounced)
-    return;
-  f->unannounced = 0;
   struct record_process r = {};
   u64 ids = bpf_get_current_uid_gid();
   r.header.type = RECORD_PROCESS;
   r.header.size = sizeof(r);
   r.pid = tgid;
-  r.parent = f->parent;
+  r.parent = parent;
   r.time_ns = bpf_ktime_get_ns();
   r.cgroup_id = bpf_get_current_cgroup_id();
   r.uid = ids;
   r.gid = ids >> 32;
-  r.action = PROCESS_FORK;
-  r.exit_code = -1;
+  r.action = action;
+  r.exit_code = exit_code;
   bpf_get_current_comm(r.comm, sizeof(r.comm));
   if (records.ringbuf_output(&r, sizeof(r), 0))
     count(LOST_PROCESS);
+}
+
+static __always_inline void announce(struct follow *f, u32 tgid)
+{
+  if (!f->unannounced)
+    return;
+  f->unannounced = 0;
+  tell_process(tgid, f->parent, PROCESS_FORK, -1);
 }
 
 /* NULL when the current process is not observed. */

@@ -10,7 +10,7 @@ from sqltrace.backends.choice import choose
 from sqltrace.cli import tracing
 from sqltrace.cli.base import Command
 from sqltrace.errors import TargetError
-from sqltrace.session import new_session_id, signals
+from sqltrace.session import signals
 
 
 def parse_pids(text: str) -> list[int]:
@@ -54,15 +54,8 @@ class Attach(Command):
                 raise TargetError(f"cannot attach to pid {pid}: that is sqltrace itself.")
         backend = choose(arguments.backend, say=tracing.say if not arguments.quiet else None)
         resolve = tracing.resolver(arguments)
-        session_id = new_session_id()
-        sink = tracing.make_sink(arguments, session_id)
-        try:
-            session = tracing.make_session(arguments, backend.name, sink, session_id)
-            session.start()
-            with signals(session, lambda: None):
-                trace = backend.attach(pids, resolve, tracing.backend_options(arguments))
-                totals = session.follow(trace)
-        finally:
-            sink.close()
+        with tracing.opened(arguments, backend) as session, signals(session, lambda: None):
+            trace = backend.attach(pids, resolve, tracing.backend_options(arguments))
+            totals = session.follow(trace)
         tracing.summary(arguments, totals)
         return 0 if totals.output_error is None else totals.output_error.exit_code

@@ -8,7 +8,7 @@ from sqltrace.backends.choice import choose
 from sqltrace.cli import tracing
 from sqltrace.cli.base import Command
 from sqltrace.errors import BackendError, UsageError
-from sqltrace.session import new_session_id, signals
+from sqltrace.session import signals
 
 
 class Run(Command):
@@ -35,17 +35,11 @@ class Run(Command):
             raise UsageError("there is no command to run. Example: sqltrace run -- fossil new a")
         backend = choose(arguments.backend, command=arguments.argv, say=tracing.say if not arguments.quiet else None)
         resolve = tracing.resolver(arguments)
-        session_id = new_session_id()
-        sink = tracing.make_sink(arguments, session_id)
-        try:
-            session = tracing.make_session(arguments, backend.name, sink, session_id)
-            session.start()
+        with tracing.opened(arguments, backend) as session:
             trace = backend.run(arguments.argv, resolve, tracing.backend_options(arguments))
             with signals(session, lambda: trace.child if trace.status is None else None):
                 totals = session.follow(trace)
                 status = trace.wait()
-        finally:
-            sink.close()
         tracing.summary(arguments, totals)
         if status is None:
             raise BackendError("the command's exit status got lost.")

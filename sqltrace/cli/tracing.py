@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from sqltrace.backends.base import Options, Resolve
+from sqltrace.backends.base import Backend, Options, Resolve
 from sqltrace.backends.choice import BACKENDS
 from sqltrace.cli.overrides import add_override_options, overrides_from
 from sqltrace.filters import Conditions
 from sqltrace.resolve.query import sqlite_in
-from sqltrace.session import Limits, Session, Totals
+from sqltrace.session import Limits, Session, Totals, new_session_id
 from sqltrace.sinks.base import Sink
 from sqltrace.sinks.jsonl import JsonLines
 from sqltrace.sinks.output import open_output
@@ -98,6 +100,19 @@ def make_sink(arguments: argparse.Namespace, session_id: str) -> Sink:
     if kind == "pretty":
         return Terminal(stream, internal=arguments.internal)
     return JsonLines(stream or os.fdopen(os.dup(sys.stderr.fileno()), "wb", buffering=0), session_id)
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace, backend: Backend) -> Iterator[Session]:
+    """Open the output, start a session on it; closes the output at the end.  Raises OutputError, UsageError."""
+    session_id = new_session_id()
+    sink = make_sink(arguments, session_id)
+    try:
+        session = make_session(arguments, backend.name, sink, session_id)
+        session.start()
+        yield session
+    finally:
+        sink.close()
 
 
 def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, session_id: str) -> Session:
