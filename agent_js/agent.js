@@ -29,7 +29,8 @@ const SIG_IGN = 1;
 const SYS_RT_SIGACTION = { x64: 13, arm64: 134 };
 
 const FUNCTIONS = ['step', 'reset', 'finalize'];
-const PATCH_BYTES = 16; // what replaceFast overwrites, at most
+const PATCH_BYTES = 16; // every instruction that begins within so many bytes is overwritten ...
+const SAVED_BYTES = 32; // ... to its end
 const TRAMPOLINE_BYTES = 128; // the overwritten instructions, moved, and a jump back
 const BREAKPOINT = 0xcc; // int3: a debugger's, or the kernel's for a uprobe
 const NEAR_JUMP = 0xe9; // the patch is one where Gum finds memory near enough for a stepping stone
@@ -143,7 +144,7 @@ function restore(base) {
 }
 
 function hex(address) {
-  return Array.from(new Uint8Array(address.readByteArray(PATCH_BYTES)), (b) => b.toString(16).padStart(2, '0')).join('');
+  return Array.from(new Uint8Array(address.readByteArray(SAVED_BYTES)), (b) => b.toString(16).padStart(2, '0')).join('');
 }
 
 /* Code in which no thread may be while it is written, and moved code that goes away with the patch (then: true). */

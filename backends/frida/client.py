@@ -97,12 +97,20 @@ class WorkerClient:
         self._process.wait()
         self._clean_up()
 
-    def close(self) -> None:
-        """End the worker; it takes out hooks that are still in."""
+    def close(self, *, linger: bool = False) -> None:
+        """End the worker; it takes out hooks that are still in.
+
+        linger: it has something left to wait for; it is let go, and ends and cleans up by itself.
+        """
         if self._closing:
             return
         self._closing = True
         self._channel.shut()
+        if linger:
+            self._reader.join(_FAREWELL)
+            self._channel.close()
+            self._process.returncode = 0  # nobody will wait for it, and subprocess shall not complain
+            return
         try:
             self._process.wait(_FAREWELL)
         except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ one whose stack leads into the agent's code is Frida's, or is in Frida's hands, 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
 from types import TracebackType
@@ -42,6 +42,31 @@ class Range:
         """Whether a thread that is about to execute `address` would be surprised."""
         low = self.start if self.first_too else self.start + 1
         return low <= address < self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Where code was overwritten, and the bytes before and after."""
+
+    address: int
+    original: bytes
+    patched: bytes
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> Self:
+        """Read what the agent says of a patch."""
+        return cls(int(fields["address"], 16), bytes.fromhex(fields["bytes"]), bytes.fromhex(fields["patched"]))
+
+
+def restore_code(pid: int, patches: Sequence[Patch]) -> None:
+    """Write original code back without the agent's help.  Raises OSError."""
+    ranges = [Range(patch.address, len(patch.original)) for patch in patches]
+    with Freeze(pid, ranges), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        for patch in patches:
+            memory.seek(patch.address)
+            if memory.read(len(patch.patched)) == patch.patched:  # else it is another program by now
+                memory.seek(patch.address)
+                memory.write(patch.original)
 
 
 def threads(pid: int) -> set[int]:

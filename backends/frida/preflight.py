@@ -55,6 +55,11 @@ def refuse_process(pid: int) -> None:
     owner, tracer = int(status["Uid"][1]), int(status["TracerPid"][0])
     if tracer:
         raise TargetError(f"cannot attach to pid {pid}: process {tracer} ({_comm(tracer)}) traces it already.")
+    if status["State"][0] in "Tt":
+        raise TargetError(
+            f"cannot attach to pid {pid} with frida: it is stopped, and Frida would let it run. "
+            f"Continue it first (kill -CONT {pid}), or use --backend bcc (as root)."
+        )
     try:
         exe = os.readlink(f"/proc/{pid}/exe")
     except PermissionError:

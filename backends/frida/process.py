@@ -69,9 +69,10 @@ class Observed:
         self._strangers: set[int] = set()
         self._ring: Ring | None = None
         self._ring_inode = 0
-        self._patches: list[dict[str, str]] = []
         self._unfinished = 0
         self._left = False
+        self.lingers = False
+        """It was stopped when we left, so that its agent's part of leaving is still to come."""
 
     # -- entering
 
@@ -99,8 +100,7 @@ class Observed:
             except SqltraceError as error:
                 items.append(Refused(self.pid, module.path, str(error)))
         if hooks:
-            for patches in self._ask("patch", bases=[hook.module.base for hook in hooks]):
-                self._patches += patches
+            self._ask("patch", bases=[hook.module.base for hook in hooks])
         self._ask("give_back_signals")
         taken = round((time.perf_counter() - begun) * 1e3, 3)
         items += [Probed(self.pid, hook.module.path, hook.resolution, taken) for hook in hooks]
@@ -113,10 +113,6 @@ class Observed:
     def loaded(self, module: Module) -> Hooks | None:
         """Look at a library that the process has just loaded; raises SqltraceError."""
         return self._finder.find(self.pid, module)
-
-    def hooked(self, patches: Sequence[dict[str, str]]) -> None:
-        """Take note of what the agent has patched by itself."""
-        self._patches += patches
 
     def _ask(self, what: str, **arguments: Any) -> Any:
         return self._worker.request(what, pid=self.pid, **arguments)
@@ -214,7 +210,6 @@ class Observed:
         if self._ring is None or self._left:
             return []
         items = self.collect()
-        self._patches.clear()
         return [*items, *self._unended(End.EXIT, self.pid)]
 
     # -- books
@@ -235,14 +230,14 @@ class Observed:
             return []
         self._left = True
         items: list[Item] = []
-        try:
-            self._ask("leave")
-        except BackendError as error:
-            if not self._members[self.pid].dead():
-                items.append(Refused(self.pid, "", f"process {self.pid} was not left in good order: {error}"))
         for pid in self._members.keys() - {self.pid}:
             if self._shares_ring(pid):
                 items += self._restore_child(pid)
+        try:
+            self.lingers = bool(self._ask("leave"))
+        except BackendError as error:
+            if not self._members[self.pid].dead():
+                items.append(Refused(self.pid, "", f"process {self.pid} was not left in good order: {error}"))
         if self._ring is not None:
             self._ring.shut()
             end = time.monotonic() + _LAST_WORDS
@@ -259,9 +254,8 @@ class Observed:
         return items
 
     def _restore_child(self, pid: int) -> list[Item]:
-        patches = [(int(p["address"], 16), p["bytes"], p["patched"]) for p in self._patches]
         try:
-            self._worker.request("restore", pid=pid, patches=patches, ranges=[(a, len(b) // 2) for a, b, _ in patches])
+            self._worker.request("restore", pid=pid, parent=self.pid)
         except BackendError as error:
             if os.path.exists(f"/proc/{pid}"):
                 return [Refused(pid, "", f"the code of process {pid} could not be restored: {error}")]

@@ -122,7 +122,6 @@ class FridaTrace:
         if event == "loaded":
             self._answering.submit(self._answer, observed, message)
         elif event == "hooked":
-            observed.hooked(message["patches"])
             self._probed((observed.pid, message["base"]))
         elif event == "refused":
             self._add([Refused(observed.pid, message["path"], f"{message['path']}: {message['reason']}")])
@@ -272,7 +271,7 @@ class FridaTrace:
         for observed in self._processes.values():
             self._add(observed.leave())
         if self._worker is not None:
-            self._worker.close()
+            self._worker.close(linger=any(observed.lingers for observed in self._processes.values()))
         self._answering.shutdown()
         with self._lock:
             items, self._pending = self._pending, []

@@ -20,11 +20,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqltrace.backends.frida import leftovers
-from sqltrace.backends.frida.freeze import Freeze, Range
+from sqltrace.backends.frida.freeze import Freeze, Patch, Range, restore_code
 from sqltrace.backends.frida.sources import agent_script
 from sqltrace.backends.frida.wire import Channel, Message
 from sqltrace.backends.launch import ptrace
@@ -32,6 +32,8 @@ from sqltrace.backends.launch import ptrace
 _FROZEN_AT_MOST = 2.0
 """Seconds that an agent may need to patch while its application stands still."""
 
+_LINGER = 0.1
+"""Seconds between looks at a stopped process."""
 _LAST_SIGNAL = 31
 """Real-time signals are left alone: the C library has its own among them."""
 
@@ -62,6 +64,7 @@ class Inhabited:
     """It has not run since exec; no other thread exists, and `resume` starts it."""
     before: Signals
     """What it did about signals before the agent came."""
+    patches: list[Patch] = field(default_factory=list)
     gone: bool = False
 
 
@@ -73,6 +76,7 @@ class Worker:
         self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._device: Any = None
         self._processes: dict[int, Inhabited] = {}
+        self._lingering: list[Inhabited] = []
 
     def serve(self) -> None:
         """Work until the tracer has gone; then leave every process as it was."""
@@ -82,6 +86,11 @@ class Worker:
             self._answer(message)
         for process in list(self._processes.values()):
             with contextlib.suppress(Exception):  # one that cannot be left must not keep us from the others
+                self._leave(process)
+        for process in self._lingering:
+            with contextlib.suppress(Exception):
+                while _stopped(process.pid):
+                    time.sleep(_LINGER)
                 self._leave(process)
 
     def _listen(self) -> None:
@@ -121,6 +130,7 @@ class Worker:
         def message(content: Message, _data: bytes | None) -> None:
             if content["type"] == "send":
                 payload = content["payload"]
+                process.patches += [Patch.of(fields) for fields in payload.get("patches", ())]
                 self._tell(payload.pop("kind"), pid, **payload)
             else:
                 self._tell("failed", pid, reason=str(content.get("description", content)))
@@ -150,12 +160,13 @@ class Worker:
         """Compile the hooks of a module."""
         self._processes[pid].script.exports_sync.prepare(base, path, addresses, layout)
 
-    def do_patch(self, pid: int, bases: list[str]) -> list[Any]:
-        """Write the hooks of prepared modules; returns what was written where."""
+    def do_patch(self, pid: int, bases: list[str]) -> None:
+        """Write the hooks of prepared modules."""
         process = self._processes[pid]
         exports = process.script.exports_sync
         with self._frozen(process), _limited():
-            return [exports.patch(base) for base in bases]
+            patches = [exports.patch(base) for base in bases]
+        process.patches += [Patch.of(fields) for module in patches for fields in module]
 
     def do_give_back_signals(self, pid: int) -> None:
         """Undo what Frida's arrival did to the process's signals."""
@@ -171,30 +182,26 @@ class Worker:
         process.held = False
         self._device.resume(pid)
 
-    def do_leave(self, pid: int) -> None:
-        """Take the hooks out."""
+    def do_leave(self, pid: int) -> bool:
+        """Take the hooks out; True when we have to stay for that after the tracer has gone."""
         process = self._processes.pop(pid, None)
         if process is not None:
             self._leave(process)
+        return bool(self._lingering)
 
-    def do_restore(self, pid: int, patches: list[tuple[int, str, str]], ranges: list[tuple[int, int]]) -> None:
-        """Write the original code back into a forked child, in which no agent lives."""
-        with (
-            Freeze(pid, [Range(start, size) for start, size in ranges]),
-            open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory,
-        ):
-            for address, original, patched in patches:
-                memory.seek(address)
-                if memory.read(len(patched) // 2) == bytes.fromhex(patched):  # it has not called exec
-                    memory.seek(address)
-                    memory.write(bytes.fromhex(original))
+    def do_restore(self, pid: int, parent: int) -> None:
+        """Write the original code back into a forked child of `parent`, in which no agent lives."""
+        process = self._processes.get(parent)
+        if process is not None:
+            restore_code(pid, process.patches)
 
     # -- patching
 
     def _frozen(self, process: Inhabited) -> contextlib.AbstractContextManager[object]:
         if process.held:
             return contextlib.nullcontext()
-        found = process.script.exports_sync.ranges()
+        with _limited():
+            found = process.script.exports_sync.ranges()
         return Freeze(process.pid, [Range(int(start, 16), size, first_too=moved) for start, size, moved in found])
 
     def _leave(self, process: Inhabited) -> None:
@@ -203,12 +210,33 @@ class Worker:
         if process.held:
             self._device.resume(process.pid)
             process.held = False
-        with self._frozen(process), _limited():
-            process.script.exports_sync.restore()
+        if not self._take_hooks_out(process):
+            # Its agent is stopped as well, and does not answer: we stay until it does.
+            restore_code(process.pid, process.patches)
+            self._lingering.append(process)
+            return
         # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
         process.script.eternalize()
         process.session.detach()
         _wait_untraced(process.pid)
+
+    def _take_hooks_out(self, process: Inhabited) -> bool:
+        """Let the agent restore the code; False when it cannot because the process is stopped."""
+        if _stopped(process.pid):
+            return False
+        try:
+            with self._frozen(process), _limited():
+                process.script.exports_sync.restore()
+        except Exception:
+            if _stopped(process.pid):
+                return False
+            raise
+        return True
+
+
+def _stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+        return stream.read().rpartition(")")[2].split()[0] in {"T", "t"}
 
 
 def _wait_untraced(pid: int) -> None:
