@@ -25,6 +25,7 @@ from sqltrace.sinks.terminal import Terminal
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+)([kKmMgG]?)[bB]?")
+_SMALLEST_RING, _LARGEST_RING = 64 << 10, 1 << 30
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -42,6 +43,14 @@ def parse_size(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 64k or 16M")
     return int(match[1]) * _FACTORS[match[2].lower()]
+
+
+def parse_ring_size(text: str) -> int:
+    """Return a size rounded up to a power of two, between 64 KiB and 1 GiB."""
+    size = parse_size(text)
+    if not _SMALLEST_RING <= size <= _LARGEST_RING:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 64k and 1g")
+    return 1 << (size - 1).bit_length()
 
 
 def parse_count(text: str) -> int:
@@ -77,6 +86,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sql-limit", type=parse_size, metavar="BYTES", help="keep at most so much of each text")
     add_override_options(parser)
     parser.add_argument("--internal", action="store_true", help="show SQLite's own statements in the terminal form")
+    parser.add_argument(
+        "--ring-size",
+        type=parse_ring_size,
+        default=16 << 20,
+        metavar="BYTES",
+        help="memory between the hooks and sqltrace (16m): more of it rides out longer bursts",
+    )
     parser.add_argument("--no-follow", action="store_true", help="do not observe child processes")
     parser.add_argument("-q", "--quiet", action="store_true", help="no notices, no summary")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is found and probed")
@@ -84,7 +100,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def backend_options(arguments: argparse.Namespace) -> Options:
     """Return the options that concern the backend."""
-    return Options(follow=not arguments.no_follow)
+    return Options(ring_bytes=arguments.ring_size, follow=not arguments.no_follow)
 
 
 def resolver(arguments: argparse.Namespace) -> Resolve:

@@ -148,3 +148,19 @@ def test_the_limit_ends_the_observation_and_not_the_command(trace: Trace) -> Non
     assert t.stdout == "1\n2\n3\n4\n"
     assert len(t.statements) == 2
     assert t.end["hits"] == t.end["emitted"] + t.end["filtered"]
+
+
+def test_a_flood_that_overflows_the_ring_is_accounted_for(trace: Trace) -> None:
+    script = (
+        "import sqlite3\nc = sqlite3.connect(':memory:')\nc.execute('CREATE TABLE t(a INTEGER PRIMARY KEY)')\n"
+        "c.executemany('INSERT OR REPLACE INTO t VALUES(?)', [(n % 9,) for n in range(300_000)])"
+    )
+    t = trace("bcc", "/usr/bin/python3", "-c", script, options=("--ring-size", "64k"))
+    assert t.returncode == 0
+    lost = {(e["type"], e["reason"]): e["count"] for e in t.end["lost"]}
+    assert lost["statement", "ring_full"] > 0, "a ring of 64 KiB holds 480 of them"
+    assert t.end["hits"] >= 300_000
+    assert t.end["hits"] == t.end["emitted"] + t.end["filtered"] + lost["statement", "ring_full"]
+    assert t.end["emitted"] == len(t.statements)
+    assert sum(e["count"] for e in t.named("lost") if e["type"] == "statement") == lost["statement", "ring_full"]
+    assert [e["seq"] for e in t.events] == list(range(len(t.events)))

@@ -102,6 +102,7 @@ def test_under_sudo_the_log_belongs_to_the_caller(tmp_path: Path) -> None:
         ["run"],
         ["run", "--duration", "soon", "--", "true"],
         ["run", "--limit", "0", "--", "true"],
+        ["run", "--ring-size", "1k", "--", "true"],
         ["run", "--backend", "magic", "--", "true"],
         ["attach"],
         ["attach", "-p", "me"],
