@@ -67,7 +67,7 @@ def test_a_corrupted_entry_is_resolved_again_and_mended(home: Path, garbage: byt
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    for place in (str(tmp_path / "file"), "/proc/nowhere", "relative/path"):
+    for place in (str(tmp_path / "file"), "/proc/nowhere", "/dev/null", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", place)
         assert resolve_cached(build_twin().stripped).sqlite_version == "3.50.4"
 
