@@ -17,7 +17,7 @@ from sqltrace.cli.base import Command
 from sqltrace.cli.overrides import add_override_options, overrides_from
 from sqltrace.cli.tracing import say
 from sqltrace.errors import NoSQLiteError, NotAnImageError, SqltraceError, UsageError
-from sqltrace.resolve import Explained, Overrides, describe, explain_all
+from sqltrace.resolve import Explained, Overrides, clear_cache, describe, explain_all
 from sqltrace.resolve.describe import describe_briefly
 
 
@@ -53,12 +53,22 @@ class Inspect(Command):
             "--json", action="store_true", help="a JSON object instead of text; one line each if several"
         )
         parser.add_argument("-v", "--verbose", action="store_true", help="show what each piece of evidence saw")
+        parser.add_argument(
+            "--clear-cache",
+            action="store_true",
+            help="forget what run and attach remember of files (inspect never asks)",
+        )
         add_override_options(parser)
 
     @staticmethod
     def execute(arguments: argparse.Namespace) -> int:
         """Resolve the files anew, without the cache, and show all that was found."""
         pids = [pid for group in arguments.pid for pid in group]
+        if arguments.clear_cache:
+            count = clear_cache()
+            say(f"removed {count} remembered {'file' if count == 1 else 'files'}.")
+            if not arguments.file and not pids:
+                return 0
         if not arguments.file and not pids:
             raise UsageError("inspect wants a file, a directory or -p PID")
         overrides = overrides_from(arguments)

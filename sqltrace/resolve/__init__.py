@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqltrace.resolve.cache import resolve_cached
+from sqltrace.resolve.cache import clear_cache, resolve_cached
 from sqltrace.resolve.describe import describe
 from sqltrace.resolve.overrides import Overrides, parse_overrides
 from sqltrace.resolve.resolver import Explained, explain, explain_all, resolve
@@ -10,6 +10,7 @@ from sqltrace.resolve.resolver import Explained, explain, explain_all, resolve
 __all__ = [
     "Explained",
     "Overrides",
+    "clear_cache",
     "describe",
     "explain",
     "explain_all",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from functools import cache
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import sqltrace.btf
 import sqltrace.resolve
-from sqltrace.errors import NoSQLiteError
+from sqltrace.errors import NoSQLiteError, OutputError
 from sqltrace.resolution import Resolution
 from sqltrace.resolve.formats import read_image
 from sqltrace.resolve.image import Image
@@ -31,6 +32,8 @@ from sqltrace.resolve.resolver import resolve_image, source_ids
 
 _HEAD: Final = 64 << 10
 _LARGEST_ENTRY: Final = 1 << 20
+_OURS: Final = re.compile(r"[0-9a-f]{64}\.json|\.[0-9A-Za-z_]{8}")
+"""An entry, or the beginning of one whose writer was killed."""
 
 
 def resolve_cached(
@@ -59,6 +62,25 @@ def resolve_cached(
     return resolution
 
 
+def clear_cache() -> int:
+    """Forget every remembered resolution and return how many there were.  Raises OutputError.
+
+    Whoever resolves meanwhile is not disturbed: an entry that vanishes is one that was never there.
+    """
+    directory = _directory(create=False)
+    if directory is None:
+        return 0
+    count = 0
+    try:
+        for entry in directory.iterdir():
+            if _OURS.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
+                count += entry.suffix == ".json"
+    except OSError as error:
+        raise OutputError(f"cannot clear {directory}: {error.strerror}") from None
+    return count
+
+
 @cache
 def _resolver_version() -> bytes:
     """Return a digest of the resolver's and the catalogue's files."""
@@ -81,7 +103,7 @@ def _key(image: Image) -> str:
     return digest.hexdigest()
 
 
-def _directory() -> Path | None:
+def _directory(*, create: bool = True) -> Path | None:
     """Return our own cache directory, created when needed; None when there is none that can be trusted."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -89,6 +111,8 @@ def _directory() -> Path | None:
             return None
         directory = base / "sqltrace"
         if not directory.exists():
+            if not create:
+                return None
             nearest = next(p for p in directory.parents if p.exists())
             if nearest.stat().st_uid != os.geteuid():
                 return None

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sqltrace.cli import main
 from sqltrace.errors import NoSQLiteError
-from sqltrace.resolution import Field, Function
+from sqltrace.resolution import Field, Function, Resolution
 from sqltrace.resolve import Overrides, cache, resolve_cached
 from tests.support.sqlite_builds import build_twin
 
@@ -95,3 +97,53 @@ def test_what_the_user_says_wins_and_is_not_remembered(home: Path) -> None:
     assert resolution.functions["sqlite3_reset"] == Function(step.address, ("override",))  # type: ignore[arg-type]
     assert resolution.layout["Vdbe.zSql"].offset == 8
     assert sorted(home.iterdir()) == before
+
+
+def test_clear_cache_removes_entries_and_nothing_else(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = resolve_cached(build_twin().stripped)
+    with pytest.raises(NoSQLiteError):
+        resolve_cached(LIBC)
+    (home / ".abcd_123").touch()  # a writer was killed
+    (home / "notes.json").touch()
+    assert main(["inspect", "--clear-cache"]) == 0
+    assert capsys.readouterr().err == "sqltrace: removed 2 remembered files.\n"
+    assert [f.name for f in home.iterdir()] == ["notes.json"]
+    assert main(["inspect", "--clear-cache"]) == 0
+    assert resolve_cached(build_twin().stripped) == expected
+
+
+def test_clear_cache_makes_no_directory_and_then_inspects(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--clear-cache", str(build_twin().stripped)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "sqltrace: removed 0 remembered files.\n"
+    assert "sqlite3_step" in captured.out
+    assert not home.exists()
+
+
+def test_clear_cache_leaves_what_a_link_leads_to(home: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / f"{'0' * 64}.json").touch()
+    home.parent.mkdir(parents=True)
+    home.symlink_to(kept)
+    assert main(["inspect", "--clear-cache"]) == 0
+    assert len(list(kept.iterdir())) == 1
+    home.unlink()
+    home.mkdir(mode=0o700)
+    entry = home / f"{'1' * 64}.json"
+    entry.symlink_to(kept / f"{'0' * 64}.json")
+    assert main(["inspect", "--clear-cache"]) == 0
+    assert not entry.is_symlink()
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_concurrent_writers_and_a_clearing_do_not_disturb_each_other(home: Path) -> None:
+    expected = resolve_cached(build_twin().stripped)
+
+    def work(number: int) -> Resolution | int:
+        return cache.clear_cache() if number % 4 == 0 else resolve_cached(build_twin().stripped)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(work, range(12)))
+    assert all(r == expected for r in results if isinstance(r, Resolution))
+    assert {f.suffix for f in home.iterdir()} <= {".json"}
