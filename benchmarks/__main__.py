@@ -1,6 +1,7 @@
 """Print every table."""
 
-from benchmarks import cost, reader
+from benchmarks import cost, reader, resolver
 
 reader.table()
+resolver.table()
 cost.table()
