@@ -278,6 +278,8 @@ static int sqlite_says_running(u64 stmt, int otherwise)
   return otherwise;
 }
 
+static u64 connection_of(u64 stmt) { return u64_at(stmt, module.layout.Vdbe_db); }
+
 static u64 total_changes(u64 conn)
 {
   struct layout *l = &module.layout;
@@ -401,8 +403,12 @@ static u32 share(struct execution *e, u32 *counters, u32 index)
   return counters[index] >= e->base[index] ? counters[index] - e->base[index] : counters[index];
 }
 
-/* What the end of the statement itself tells. */
-static void describe_end(struct record_statement *r, struct execution *e, u64 stmt, u32 end)
+/*
+ * What the end of the statement itself tells.
+ * `conn` is not taken from the table: shared memory becomes zero at any moment when the tracer leaves, so no pointer
+ * in it may be followed.
+ */
+static void describe_end(struct record_statement *r, struct execution *e, u64 stmt, u64 conn, u32 end)
 {
   struct layout *l = &module.layout;
   u32 counters[9], vars = 0;
@@ -416,16 +422,16 @@ static void describe_end(struct record_statement *r, struct execution *e, u64 st
   r->counters[COUNTER_FILTER_MISS] = share(e, counters, 7);
   r->counters[COUNTER_FILTER_HIT] = share(e, counters, 8);
   memcpy(e->last, counters, sizeof(counters));
-  if (l->sqlite3_autoCommit != UNKNOWN && *(u8 *)(e->conn + l->sqlite3_autoCommit))
+  if (l->sqlite3_autoCommit != UNKNOWN && *(u8 *)(conn + l->sqlite3_autoCommit))
     r->header.flags |= STATEMENT_AUTOCOMMIT;
   if (end == END_ERROR && l->sqlite3_errCode != UNKNOWN) {
-    u32 code = u32_at(e->conn, l->sqlite3_errCode);
+    u32 code = u32_at(conn, l->sqlite3_errCode);
     if ((code & 0xff) == ((u32)r->rc & 0xff))
       r->rc = (s32)code;
   }
   if (end == END_DONE || end == END_ERROR) {
     if (e->changed > 0 && l->sqlite3_nChange != UNKNOWN)
-      r->changes = (s64)word_at(e->conn, l->sqlite3_nChange, l->sqlite3_nChange_size);
+      r->changes = (s64)word_at(conn, l->sqlite3_nChange, l->sqlite3_nChange_size);
   } else if (l->Vdbe_nChange != UNKNOWN) {
     r->changes = (s64)word_at(stmt, l->Vdbe_nChange, l->Vdbe_nChange_size);
   }
@@ -436,7 +442,7 @@ static void describe_end(struct record_statement *r, struct execution *e, u64 st
     r->bound_bytes = bound_bytes(u64_at(stmt, l->Vdbe_aVar), vars);
 }
 
-static void finish(struct execution *e, u64 stmt, u32 end, s32 rc)
+static void finish(struct execution *e, u64 stmt, u64 conn, u32 end, s32 rc)
 {
   struct ring_header *h = &ring;
   struct record_statement *r;
@@ -466,7 +472,7 @@ static void finish(struct execution *e, u64 stmt, u32 end, s32 rc)
   if (end == END_UNSEEN) /* its address holds another statement by now */
     r->header.flags |= STATEMENT_INCOMPLETE | STATEMENT_NO_COUNTERS;
   else
-    describe_end(r, e, stmt, end);
+    describe_end(r, e, stmt, conn, end);
   publish(position);
 }
 
@@ -497,8 +503,7 @@ static void begin(struct execution *e, u64 stmt, u64 conn, u32 flags)
   e->flags = flags;
   e->step_ns = e->rows = 0;
   e->changed = 0;
-  e->begin_ns = e->end_ns = now();
-  e->running = 1;
+  e->begin_ns = 0; /* set when the step begins: sending the text is not its time */
 }
 
 /* ---- the replacements ---- */
@@ -513,7 +518,7 @@ int hook_step(u64 stmt)
   int rc, running, known;
   if (!stmt || h->closed)
     return module.step(stmt);
-  conn = u64_at(stmt, module.layout.Vdbe_db);
+  conn = connection_of(stmt);
   if (!conn) /* finalized: SQLite answers SQLITE_MISUSE */
     return module.step(stmt);
 
@@ -526,7 +531,7 @@ int hook_step(u64 stmt)
   known = e != 0;
   running = sqlite_says_running(stmt, e ? (int)e->running : 0);
   if (e && e->running && !running)
-    finish(e, stmt, END_UNSEEN, SQLITE_ROW);
+    finish(e, stmt, 0, END_UNSEEN, SQLITE_ROW);
   if (!e)
     e = claim(stmt);
   if (!e)
@@ -544,6 +549,10 @@ int hook_step(u64 stmt)
   }
 
   began = now();
+  if (!e->begin_ns) {
+    e->begin_ns = e->end_ns = began;
+    e->running = 1;
+  }
   rc = module.step(stmt);
   ended = now();
 
@@ -564,7 +573,7 @@ int hook_step(u64 stmt)
   if (rc == SQLITE_ROW)
     e->rows++;
   else
-    finish(e, stmt, rc == SQLITE_DONE ? END_DONE : END_ERROR, rc);
+    finish(e, stmt, conn, rc == SQLITE_DONE ? END_DONE : END_ERROR, rc);
   return rc;
 }
 
@@ -581,7 +590,7 @@ int hook_reset(u64 stmt)
   struct ring_header *h = &ring;
   struct execution *e = stmt && !h->closed ? find(stmt) : 0;
   if (e && e->running && !steps_itself(stmt))
-    finish(e, stmt, END_RESET, SQLITE_ROW);
+    finish(e, stmt, connection_of(stmt), END_RESET, SQLITE_ROW);
   return module.reset(stmt);
 }
 
@@ -591,7 +600,7 @@ int hook_finalize(u64 stmt)
   struct execution *e = stmt && !h->closed ? find(stmt) : 0;
   if (e) {
     if (e->running)
-      finish(e, stmt, END_FINALIZE, SQLITE_ROW);
+      finish(e, stmt, connection_of(stmt), END_FINALIZE, SQLITE_ROW);
     e->key = 0;
   }
   return module.finalize(stmt);

@@ -22,6 +22,7 @@ FUNCTIONS: Final = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
 """In the order of agent.js."""
 
 _PAGE = 4096
+_AGENT = "/memfd:frida-agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Hooks:
     """What the agent must know to hook a module, and what the user must know of it."""
 
     module: Module
+    inode: Inode
     resolution: Resolution
     addresses: tuple[str, ...]
     layout: str
@@ -55,16 +57,19 @@ class Finder:
 
     def anything_in(self, pid: int) -> bool:
         """Whether any file mapped in the process holds SQLite; raises ResolutionError when one does, but unusably."""
-        return any(self._resolution(mapped) is not None for mapped in mapped_files(pid))
+        return any(self._resolution(mapped) is not None for mapped in application_files(pid))
 
-    def find(self, pid: int, module: Module) -> Hooks | None:
-        """Return the hooks for a module, None where it holds no SQLite.
+    def mapped(self, pid: int, module: Module) -> MappedFile | None:
+        """Return the file that is loaded as `module`; None when it cannot be reached, or is gone again."""
+        return _mapped(pid, module.path)
+
+    def hooks(self, mapped: MappedFile, module: Module) -> Hooks | None:
+        """Return the hooks for a module that is this file, None where it holds no SQLite.
 
         Raises SqltraceError when SQLite is there but cannot be hooked.
         """
-        mapped = _mapped(pid, module.path)
-        resolution = None if mapped is None else self._resolution(mapped)
-        if mapped is None or resolution is None:
+        resolution = self._resolution(mapped)
+        if resolution is None:
             return None
         try:
             words = layout_words(resolution)
@@ -75,7 +80,7 @@ class Finder:
             raise ResolutionError(f"{module.path}: {error.args[0]} was not found.") from error
         lowest = min(segment.address for segment in ElfFile.read(mapped.path).segments)
         bias = int(module.base, 16) - lowest // _PAGE * _PAGE
-        return Hooks(module, resolution, tuple(hex(bias + offset) for offset in offsets), words.hex())
+        return Hooks(module, mapped.inode, resolution, tuple(hex(bias + offset) for offset in offsets), words.hex())
 
     def _resolution(self, mapped: MappedFile) -> Resolution | None:
         answer = self._answers.get(mapped.inode)
@@ -88,6 +93,21 @@ class Finder:
         if isinstance(answer, SqltraceError):
             raise answer
         return answer
+
+
+def application_files(pid: int) -> list[MappedFile]:
+    """Return the files with code in a process, but for Frida's agents: these hold an SQLite of their own."""
+    return [mapped for mapped in mapped_files(pid) if not mapped.name.startswith(_AGENT)]
+
+
+def base_of(pid: int, inode: Inode) -> str | None:
+    """Return where a file begins in a process, None where it is not mapped (any more)."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            addresses, _, _, _, number, *_ = line.split(maxsplit=5)
+            if int(number) == inode[1]:
+                return f"0x{addresses.partition('-')[0]}"
+    return None
 
 
 def _mapped(pid: int, path: str) -> MappedFile | None:

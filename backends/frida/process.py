@@ -19,16 +19,21 @@ import numpy as np
 
 from sqltrace.backends.base import Ended, Item, Probed, Refused, Started
 from sqltrace.backends.frida.client import WorkerClient
-from sqltrace.backends.frida.hooks import Finder, Hooks, Module
+from sqltrace.backends.frida.hooks import Finder, Hooks, Module, application_files, base_of
 from sqltrace.backends.frida.sources import hooks_source
+from sqltrace.backends.proc_maps import Inode, MappedFile
 from sqltrace.backends.ring import SLOT, Geometry, Ring
-from sqltrace.errors import BackendError, SqltraceError
+from sqltrace.errors import BackendError, SqltraceError, TargetError
 from sqltrace.events.wire import Database, End, Record, Text
 
 EXECUTIONS: Final = 32768
 """Statements that are followed at once."""
 _MOST_CHILDREN: Final = 4096
 _ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_ADD_SEALS: F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
+_BLIND: Final = (
+    "another tracer watches the dynamic loader of process {pid}, so that Frida does not hear of libraries that are "
+    "loaded later. End it first, or use it instead."
+)
 _LAST_WORDS: Final = 0.05
 """Seconds for hooks that were writing when the ring was shut."""
 
@@ -69,8 +74,11 @@ class Observed:
         self._strangers: set[int] = set()
         self._ring: Ring | None = None
         self._ring_inode = 0
+        self._handled: set[Inode] = set()
+        self._suspects: set[Inode] = set()
         self._unfinished = 0
         self._left = False
+        self._replaced = False
         self.lingers = False
         """It was stopped when we left, so that its agent's part of leaving is still to come."""
 
@@ -89,18 +97,19 @@ class Observed:
         self._map(int(opened["fd"]), geometry)
         self._ask("close_descriptor")
         items: list[Item] = [Started(self.pid, parent)]
+        seen = self._ask("observe")
+        if seen["blind"]:
+            items.append(Refused(self.pid, "", _BLIND.format(pid=self.pid)))
         hooks = []
-        for found in self._ask("observe"):
+        for found in seen["loaded"]:
             module = Module(found["path"], found["base"])
             try:
-                hook = self._finder.find(self.pid, module)
+                hook = self.loaded(module)
                 if hook is not None:
-                    self._ask("prepare", base=module.base, path=module.path, **hook.to_agent())
                     hooks.append(hook)
             except SqltraceError as error:
                 items.append(Refused(self.pid, module.path, str(error)))
-        if hooks:
-            self._ask("patch", bases=[hook.module.base for hook in hooks])
+        self._hook(hooks)
         self._ask("give_back_signals")
         taken = round((time.perf_counter() - begun) * 1e3, 3)
         items += [Probed(self.pid, hook.module.path, hook.resolution, taken) for hook in hooks]
@@ -111,8 +120,62 @@ class Observed:
         self._ask("resume")
 
     def loaded(self, module: Module) -> Hooks | None:
-        """Look at a library that the process has just loaded; raises SqltraceError."""
-        return self._finder.find(self.pid, module)
+        """Look at a file that the process has loaded; raises SqltraceError."""
+        mapped = self._finder.mapped(self.pid, module)
+        if mapped is None:
+            return None
+        self._handled.add(mapped.inode)
+        return self._finder.hooks(mapped, module)
+
+    def _hook(self, hooks: Sequence[Hooks]) -> None:
+        for hook in hooks:
+            self._ask("prepare", base=hook.module.base, path=hook.module.path, **hook.to_agent())
+        if hooks:
+            self._ask("patch", bases=[hook.module.base for hook in hooks])
+
+    # -- what Frida did not notice
+
+    def look_again(self) -> list[Item]:
+        """Find SQLite that was loaded without the agent's asking us; hook it and report that.
+
+        Only what was there already the last time: before that, the question may be on its way.
+        """
+        items: list[Item] = []
+        suspects = set()
+        for mapped in self._mapped_files():
+            if mapped.inode in self._handled:
+                continue
+            if mapped.inode in self._suspects:
+                self._handled.add(mapped.inode)
+                items += self._hook_late(mapped)
+            else:
+                suspects.add(mapped.inode)
+        self._suspects = suspects
+        return items
+
+    def _mapped_files(self) -> list[MappedFile]:
+        if self._left or self._replaced or self._ring is None or self._members[self.pid].dead():
+            return []
+        try:
+            return application_files(self.pid)
+        except TargetError:
+            return []  # it has just ended
+
+    def _hook_late(self, mapped: MappedFile) -> list[Item]:
+        begun = time.perf_counter()
+        try:
+            base = base_of(self.pid, mapped.inode)
+            hook = None if base is None else self._finder.hooks(mapped, Module(mapped.name, base))
+            if hook is None:
+                return []
+            self._hook([hook])
+        except (SqltraceError, OSError) as error:
+            return [Refused(self.pid, mapped.name, str(error))]
+        taken = round((time.perf_counter() - begun) * 1e3, 3)
+        return [
+            Refused(self.pid, mapped.name, f"{mapped.name} was loaded unnoticed: what it did until now was not seen."),
+            Probed(self.pid, mapped.name, hook.resolution, taken),
+        ]
 
     def _ask(self, what: str, **arguments: Any) -> Any:
         return self._worker.request(what, pid=self.pid, **arguments)
@@ -209,6 +272,7 @@ class Observed:
         """Note that the process has called exec: its hooks are gone, and what it was executing."""
         if self._ring is None or self._left:
             return []
+        self._replaced = True
         items = self.collect()
         return [*items, *self._unended(End.EXIT, self.pid)]
 

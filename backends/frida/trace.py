@@ -31,6 +31,8 @@ from sqltrace.events.enrich import read_process
 _SHORTEST_NAP: Final = 0.0005
 _LONGEST_NAP: Final = 0.005
 """Seconds between looks at an idle ring; a full one of the usual size lasts longer than that."""
+_LOOK_AGAIN: Final = 0.5
+"""Seconds between looks for libraries that were loaded without our hearing of it."""
 
 
 class FridaTrace:
@@ -48,6 +50,7 @@ class FridaTrace:
         self._answering = ThreadPoolExecutor(1, "frida-answers")
         self._detached = False
         self._held: Observed | None = None
+        self._looked = time.monotonic()
         self._worker: WorkerClient | None = None
 
     # -- starting
@@ -241,7 +244,13 @@ class FridaTrace:
             replaced, self._replaced = self._replaced, set()
         for pid in replaced:
             self._add(self._processes[pid].replaced())
+        now = time.monotonic()
+        again = now - self._looked > _LOOK_AGAIN
+        if again:
+            self._looked = now
         for observed in self._processes.values():
+            if again:
+                self._add(observed.look_again())
             items = [self._with_status(item) for item in observed.collect()]
             if items and not observed.alive and observed.hits():
                 # It died before its agent could say that the library was hooked, but the hooks did speak.

@@ -110,7 +110,8 @@ class Worker:
             result = getattr(self, f"do_{message['do']}")(**arguments)
             answer = {"answer": message["request"], "result": result}
         except Exception as error:  # whatever Frida raises is the tracer's to explain
-            answer = {"answer": message["request"], "error": str(error), "kind": type(error).__name__}
+            reason = str(error).partition("\n")[0].removeprefix("Error: ")  # without JavaScript's stack
+            answer = {"answer": message["request"], "error": reason, "kind": type(error).__name__}
         with contextlib.suppress(OSError):
             self._channel.send(answer)
 
@@ -153,7 +154,7 @@ class Worker:
         self._processes[pid].script.exports_sync.close_descriptor()
 
     def do_observe(self, pid: int) -> Any:
-        """Return what is loaded; what comes later is asked about."""
+        """Return what is loaded, and whether what comes later will go unnoticed; else it is asked about."""
         return self._processes[pid].script.exports_sync.observe()
 
     def do_prepare(self, pid: int, base: str, path: str, addresses: list[str], layout: str) -> None:
@@ -210,23 +211,24 @@ class Worker:
         if process.held:
             self._device.resume(process.pid)
             process.held = False
-        if not self._take_hooks_out(process):
+        if not self._part(process):
             # Its agent is stopped as well, and does not answer: we stay until it does.
             restore_code(process.pid, process.patches)
             self._lingering.append(process)
             return
-        # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
-        process.script.eternalize()
-        process.session.detach()
         _wait_untraced(process.pid)
 
-    def _take_hooks_out(self, process: Inhabited) -> bool:
-        """Let the agent restore the code; False when it cannot because the process is stopped."""
+    def _part(self, process: Inhabited) -> bool:
+        """Let the agent restore the code and take leave of it; False when it cannot because the process is stopped."""
         if _stopped(process.pid):
             return False
         try:
             with self._frozen(process), _limited():
                 process.script.exports_sync.restore()
+            # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
+            with _limited():
+                process.script.eternalize()
+                process.session.detach()
         except Exception:
             if _stopped(process.pid):
                 return False

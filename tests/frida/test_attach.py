@@ -16,6 +16,8 @@ import pytest
 
 from sqltrace.backends.base import Counts, Item, Options, Probed, Refused
 from sqltrace.backends.frida import FridaBackend
+from sqltrace.backends.frida.hooks import Finder
+from sqltrace.backends.frida.process import Observed
 from sqltrace.errors import NoSQLiteError, TargetError
 from sqltrace.events.wire import STATEMENT, End
 from sqltrace.resolve.query import sqlite_in
@@ -302,3 +304,30 @@ def test_a_process_that_is_traced_already_is_refused() -> None:
 def test_a_pid_that_does_not_exist_is_said_so() -> None:
     with pytest.raises(TargetError, match=r"there is no process 4194303\."):
         FridaBackend().attach([4194303], sqlite_in, Options())
+
+
+def test_a_library_that_came_unnoticed_is_hooked_late_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import time\nprint('ready', flush=True)\ninput()\n"
+        "import sqlite3\nc = sqlite3.connect(':memory:')\nend = time.time() + 4\n"
+        "while time.time() < end: c.execute('select 1').fetchall()"
+    )
+    monkeypatch.setattr(Finder, "anything_in", lambda *_: True)  # it has none yet
+    with running(PYTHON, "-c", code) as process:
+        assert process.stdin
+        trace = FridaBackend().attach([process.pid], sqlite_in, Options())
+        # As if another tracer's breakpoint were on the loader: the agent's questions get no answer that helps.
+        monkeypatch.setattr(Observed, "loaded", lambda *_: None)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        items: list[Item] = []
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            items += trace.drain(0.1)
+        items += trace.detach()
+        assert [r.reason for r in items if isinstance(r, Refused)] == [
+            f"{next(p.path for p in items if isinstance(p, Probed))} was loaded unnoticed: "
+            "what it did until now was not seen."
+        ]
+        assert len(statements(items)) > 100
+        assert finish(process)[1] == 0
