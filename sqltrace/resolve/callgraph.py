@@ -9,7 +9,7 @@ stand in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import Final
 
@@ -25,6 +25,28 @@ def find_references(image: Image, targets: Iterable[int]) -> list[Reference]:
     """Return every instruction that computes one of these addresses."""
     wanted = np.array(sorted(set(targets)), dtype=np.int64)
     return code_of(image).references(wanted) if len(wanted) else []
+
+
+class _Jumps:
+    """Jumps by where they are and by where they lead; thousands of functions ask."""
+
+    def __init__(self, sites: Addresses, targets: Addresses) -> None:
+        self._sites, self._targets = sites, targets
+        self._by_target = np.argsort(targets, kind="stable")
+        self._sorted_targets = targets[self._by_target]
+        by_site = np.argsort(sites, kind="stable")
+        self._sorted_sites, self._targets_by_site = sites[by_site], targets[by_site]
+
+    def into(self, start: int, end: int) -> tuple[Addresses, Addresses]:
+        """Return sites and targets of the jumps to an address in [start, end), unconditional ones first."""
+        low, high = np.searchsorted(self._sorted_targets, (start, end))
+        index = np.sort(self._by_target[low:high])
+        return self._sites[index], self._targets[index]
+
+    def from_within(self, start: int, end: int) -> Addresses:
+        """Return the targets of the jumps at an address in [start, end)."""
+        low, high = np.searchsorted(self._sorted_sites, (start, end))
+        return self._targets_by_site[low:high]
 
 
 class CallGraph:
@@ -56,7 +78,11 @@ class CallGraph:
     def _through_stubs(self, targets: Addresses) -> Addresses:
         """Replace calls of linkage stubs by what the loader makes of them."""
         replaced = targets.copy()
-        unknown = np.setdiff1d(targets, self._image.functions[0])
+        unknown = np.unique(targets)
+        starts = self._image.functions[0]
+        if len(starts):
+            nearest = np.minimum(np.searchsorted(starts, unknown), len(starts) - 1)
+            unknown = unknown[starts[nearest] != unknown]
         for target in unknown[self._code.may_be_stub(unknown)].tolist():
             pointer = self._code.stub_target(target)
             if pointer is not None:
@@ -127,6 +153,17 @@ class CallGraph:
         sites = self._edge_sites[self._edge_targets == function].tolist()
         return {owner for site in sites if (owner := self.owner_at(site)) is not None} - {function}
 
+    def callers_among(self, function: int, allowed: Collection[int]) -> set[int] | None:
+        """Return `callers` where all of them are `allowed`, else None: the first that is not ends the search."""
+        found: set[int] = set()
+        for site in self._edge_sites[self._edge_targets == function].tolist():
+            owner = self.owner_at(site)
+            if owner is not None and owner != function:
+                if owner not in allowed:
+                    return None
+                found.add(owner)
+        return found
+
     def call_sites(self, caller: int, callee: int) -> list[int]:
         """Return where one function, or its cold part, calls or jumps to another."""
         sites = self._edge_sites[self._edge_targets == callee].tolist()
@@ -157,11 +194,11 @@ class CallGraph:
         return self._owners[function]
 
     @cached_property
-    def _jumps(self) -> tuple[Addresses, Addresses]:
-        """(site, target) of everything that looks like a conditional or unconditional near jump."""
+    def _jumps(self) -> _Jumps:
+        """Everything that looks like a conditional or unconditional near jump."""
         conditional = Branches.joined(self._code.conditional_branches(*stretch) for stretch in self._stretches)
         sites = np.concatenate((self._sites[~self._is_call], conditional.sites))
-        return sites, np.concatenate((self._targets[~self._is_call], conditional.targets))
+        return _Jumps(sites, np.concatenate((self._targets[~self._is_call], conditional.targets)))
 
     def _find_owner(self, function: int) -> int:
         """Return whose cold part this is, itself when it is a function of its own.
@@ -172,13 +209,13 @@ class CallGraph:
         if bool(self._edge_is_call[self._edge_targets == function].any()):
             return function
         end = function + self.size(function)
-        sites, targets = self._jumps
-        entering = (targets >= function) & (targets < end) & ((sites < function) | (sites >= end))
+        sites, targets = self._jumps.into(function, end)
+        entering = (sites < function) | (sites >= end)
         owners = [o for s in sites[entering].tolist() if (o := self.function_at(s)) is not None and o != function]
         if not owners:
             return function
         likely = max(set(owners), key=owners.count)
-        leaving = targets[(sites >= function) & (sites < end)]
+        leaving = self._jumps.from_within(function, end)
         back = bool(((leaving > likely) & (leaving < likely + self.size(likely))).any())
         conditional = bool(np.isin(targets[entering], self.starts, invert=True).any())
         only_jumped = owners.count(likely) > 1 or back or conditional

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqltrace.resolve.callgraph import CallGraph
-from sqltrace.resolve.symbolic import Argument, Executor, Linear
+from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear
 
 _PAYLOAD: Final = Argument(1)
 _OWN: Final = Linear(0, ((Argument(0), 1),))
@@ -50,8 +50,10 @@ def vdbe_reset(graph: CallGraph, executor: Executor, reset: int, halt: int, not_
 
 
 def _passes_own(executor: Executor, function: int, target: int) -> bool:
-    trace = executor.run(function, budget=4000, stop_at=target, once=True)
-    return any(call.target == target and call.arguments[0] == _OWN for call in trace.calls)
+    def passes(call: Call) -> bool:
+        return call.target == target and call.arguments[0] == _OWN
+
+    return any(map(passes, executor.run(function, budget=4000, stop_at=target, once=True, until=passes).calls))
 
 
 def btree_writers(graph: CallGraph, executor: Executor, vdbe_exec: int) -> BtreeWriters | None:
@@ -59,8 +61,10 @@ def btree_writers(graph: CallGraph, executor: Executor, vdbe_exec: int) -> Btree
     called = {f for f in graph.callees(vdbe_exec) if graph.size(f) >= _LEAST}
     pairs: dict[int, frozenset[int]] = {}
     for shared in {b for f in called for b in graph.callees(f)} - {vdbe_exec}:
-        callers = graph.callers(shared)
-        if len(callers) == 2 and callers <= called and _size_with_callees(graph, shared) >= _BALANCE:
+        if _size_with_callees(graph, shared) < _BALANCE:
+            continue
+        callers = graph.callers_among(shared, called)
+        if callers is not None and len(callers) == 2:
             pairs[shared] = frozenset(callers)
     reads = {f: _payload_reads(executor, f) for f in {f for pair in pairs.values() for f in pair}}
     found: dict[tuple[int, int], int] = {}

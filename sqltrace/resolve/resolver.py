@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
@@ -27,6 +28,7 @@ from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.releases import release_of, version_text
 from sqltrace.resolve.strings import string_evidence
+from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import NamedFunction, named_functions
 
 _SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{36}(?:[0-9a-f]{24})?[0-9a-z]{4}\b")
@@ -116,7 +118,11 @@ class _Ladder:
         self._image = image
         self._overrides = overrides
         self._claims = Claims(image.path, optional=OPTIONAL_FUNCTIONS)
-        self._executor = executor_of(image)
+
+    @cached_property
+    def _executor(self) -> Executor:
+        # Only for files with SQLite: setting up a disassembler takes as long as dismissing a megabyte.
+        return executor_of(self._image)
 
     def climb(self) -> Explained:
         image, claims = self._image, self._claims

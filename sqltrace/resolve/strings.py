@@ -222,8 +222,11 @@ class _Search:
 
     def _passes_own(self, function: int, targets: Collection[int]) -> bool:
         """Whether the function hands its own first argument to one of `targets` as their first."""
-        trace = self._executor.run(function, budget=8000, once=True)
-        return any(call.target in targets and call.arguments[0] == _OWN for call in trace.calls)
+
+        def passes(call: Call) -> bool:
+            return call.target in targets and call.arguments[0] == _OWN
+
+        return any(map(passes, self._executor.run(function, budget=8000, once=True, until=passes).calls))
 
     def _passing_own_statement(self, halt: int, not_these: Collection[int]) -> tuple[set[int], set[int]]:
         """Return finalize and reset among those that call VdbeHalt, perhaps by way of VdbeReset or VdbeFinalize.

@@ -286,12 +286,14 @@ class Executor:
         stop_at: int | None = None,
         once: bool = False,
         enter: Callable[[int], bool] | None = None,
+        until: Callable[[Call], bool] | None = None,
     ) -> Trace:
         """Follow every path from `function`, into direct calls up to `depth` deep where `enter` agrees.
 
         `budget` counts instructions, `max_paths` ends.  A jump or call to `stop_at` is noted as a call and not
         followed (a tail call looks like a jump).  With `once` each instruction is executed on one path only: what
         depends on the path is then partly missed, but a large function takes time in proportion to its size.
+        The first call that `until` accepts ends everything.
         """
         machine = self._machine
         stack = Unknown(0, "stack")
@@ -330,6 +332,9 @@ class Executor:
                         state.pc = outcome.target
                     case "jump" | "call":
                         self._note_call(state, trace, outcome.target)
+                        if until is not None and until(trace.calls[-1]):
+                            trace.complete = False
+                            return trace
                         if outcome.kind == "jump":
                             max_paths -= 1
                             break

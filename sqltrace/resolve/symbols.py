@@ -22,7 +22,8 @@ import numpy as np
 from sqltrace.errors import AmbiguousResolutionError
 from sqltrace.resolve.image import Image
 
-_NAME: Final = re.compile(rb"(?<=\0)([A-Za-z0-9_.]{0,40}?)(sqlite3[A-Za-z0-9_]{1,60})(?=[\0@])")
+_NAME: Final = re.compile(rb"sqlite3[A-Za-z0-9_]{1,60}(?=[\0@])")
+_PREFIX: Final = re.compile(rb"[A-Za-z0-9_.]{0,40}")
 _LEAST_API: Final = 40
 """So many public functions under one prefix are SQLite itself; a wrapper renames a few."""
 _INTERNAL: Final = "sqlite3VdbeExec"
@@ -45,8 +46,11 @@ def _defined_in(image: Image, origin: str = "") -> dict[str, dict[int, str]]:
         # A linker may let one name be the tail of another: chrome_sqlite3_step, sqlite3_step.
         at: dict[int, str] = {}
         for match in _NAME.finditer(table.names):
-            at[match.start(1) - 1] = match.group().decode()
-            at[match.start(2) - 1] = match.group(2).decode()
+            start = table.names.rfind(b"\0", 0, match.start()) + 1
+            prefix = table.names[start : match.start()]
+            if _PREFIX.fullmatch(prefix):
+                at[start - 1] = (prefix + match.group()).decode()
+                at[match.start() - 1] = match.group().decode()
         if not at:
             continue
         wanted = np.isin(table.name_offsets, np.fromiter(at, np.int64, len(at)))

@@ -76,28 +76,37 @@ def plt_target(image: Image, address: int) -> int | None:
     return image.relocated(end + int.from_bytes(body[2:6], "little", signed=True))
 
 
-def reachable(image: Image, start: int, end: int) -> frozenset[int]:
+def plain_decoder() -> Any:
+    """Return capstone without details for `reachable`: setting it up takes as long as decoding a function."""
+    return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+
+
+def reachable(image: Image, decoder: Any, start: int, end: int) -> frozenset[int]:
     """Return the addresses of the instructions between `start` and `end` that direct jumps from `start` reach."""
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    code = image.read(start, end - start)
     found: set[int] = set()
+    decoded: dict[int, tuple[int, str, str]] = {}
     pending = [start]
     while pending:
         pc = pending.pop()
-        following = pc
-        # capstone decodes all that it is given at once, most of which another path has decoded already.
-        for address, size, mnemonic, operands in decoder.disasm_lite(image.read(pc, min(end - pc, _WINDOW)), pc):
-            if address in found:
-                break
-            found.add(address)
-            following = address + size
+        while pc not in found and pc < end:
+            if pc not in decoded:
+                # capstone decodes all that it is given at once; another path may want the rest.
+                window = code[pc - start : pc - start + _WINDOW]
+                for address, size, mnemonic, operands in decoder.disasm_lite(window, pc):
+                    if address in decoded:
+                        break
+                    decoded[address] = (size, mnemonic, operands)
+                if pc not in decoded:
+                    break
+            found.add(pc)
+            size, mnemonic, operands = decoded[pc]
             name = mnemonic.split()[-1]
             if name[0] == "j" and operands.startswith("0x") and start <= int(operands, 16) < end:
                 pending.append(int(operands, 16))
             if name in ("jmp", "ret", "ud2", "hlt", "int3"):
                 break
-        else:
-            if pc < following < end:
-                pending.append(following)
+            pc += size
     return frozenset(found)
 
 

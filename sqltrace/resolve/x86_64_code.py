@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -11,19 +11,39 @@ import numpy as np
 from sqltrace.resolve.code import CHUNK, Branches, Reference, bytes_of_functions, int32_at
 from sqltrace.resolve.image import Addresses, Bytes, Image, Mask, Words
 from sqltrace.resolve.symbolic import Machine
-from sqltrace.resolve.x86_64 import X86_64, plt_target, reachable
+from sqltrace.resolve.x86_64 import X86_64, plain_decoder, plt_target, reachable
 
 _PADDING: Final = (0xCC, 0x90, 0xC3, 0x00, 0x0B)
 """What may stand before a function: int3, nop, ret, zero, the end of ud2."""
 
 
+_MOV_EAX, _PUSH_RBP = 0xB8, 0x55
+_PROLOGUE: Final = (0xF3, _PUSH_RBP)
+"""What may stand before the mov eax of `return N`: endbr64 and push rbp; mov rbp, rsp, each 4 bytes."""
+
+
 def _positions(code: Bytes, byte: int, mask: int = 0xFF) -> Addresses:
     """Return where (code & mask) == byte, chunk by chunk to stay within the cache."""
     found = [
-        np.flatnonzero((code[start : start + CHUNK] & np.uint8(mask)) == byte) + start
+        np.flatnonzero(
+            (code[start : start + CHUNK] & np.uint8(mask) if mask != 0xFF else code[start : start + CHUNK]) == byte
+        )
+        + start
         for start in range(0, len(code), CHUNK)
     ]
     return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+
+
+def _lea_positions(code: Bytes) -> Addresses:
+    """Return where `lea reg, [rip + x]` may stand."""
+    found = [np.zeros(0, np.int64)]
+    for start in range(0, len(code) - 6, CHUNK):
+        rex = code[start : min(start + CHUNK, len(code) - 6)]
+        behind = code[start + 1 : start + 1 + len(rex)], code[start + 2 : start + 2 + len(rex)]
+        lea = (behind[0] == 0x8D) & ((behind[1] & np.uint8(0xC7)) == 0x05)
+        lea &= (rex & np.uint8(0xFB)) == 0x48
+        found.append(np.flatnonzero(lea) + start)
+    return np.concatenate(found)
 
 
 class X86_64Code:  # noqa: N801 (the architecture's name)
@@ -32,31 +52,54 @@ class X86_64Code:  # noqa: N801 (the architecture's name)
     def __init__(self, image: Image) -> None:
         self._image = image
         self.machine: Machine = X86_64(image)
+        self._plain_decoder = plain_decoder()
 
     def references(self, wanted: Addresses) -> list[Reference]:
         """Return every `lea reg, [rip + x]` (and, in a fixed-address program, `mov reg, x`) of these addresses."""
         found: list[Reference] = []
         for segment in self._image.code:
             code = self._image.array[segment.offset : segment.offset + segment.size]
-            at = _positions(code, 0x8D) - 1
-            at = at[(at >= 0) & (at + 7 <= len(code))]
-            at = at[((code[at] & 0xFB) == 0x48) & ((code[at + 2] & 0xC7) == 0x05)]
+            at = _lea_positions(code)
             target = segment.address + at + 7 + int32_at(code, at + 3)
+            near = (target >= wanted[0]) & (target <= wanted[-1])
+            at, target = at[near], target[near]
             nearest = np.minimum(np.searchsorted(wanted, target), len(wanted) - 1)
             hit = wanted[nearest] == target
             found += map(Reference, (segment.address + at[hit]).tolist(), target[hit].tolist())
         if not self._image.position_independent:
-            found += self._immediates(wanted.tolist())
+            found += self._immediates(wanted)
         return found
 
-    def _immediates(self, targets: Iterable[int]) -> Iterator[Reference]:
-        patterns = [t.to_bytes(4, "little") for t in targets if 0 < t < 1 << 32]
-        for address, pattern in self._image.find_all(patterns, self._image.code):
+    def _immediates(self, wanted: Addresses) -> Iterator[Reference]:
+        for address, target in self._numbers_of(wanted[(wanted > 0) & (wanted < 1 << 32)]):
             before = self._image.read(address - 2, 2)
             # mov reg, imm32; push imm32; mov [..], imm32 with an 8-bit displacement or none
             loads = before and (before[-1] & 0xF8 == 0xB8 or before[-1] == 0x68)
             if loads or (before and 0xC7 in self._image.read(address - 3, 2)):
-                yield Reference(address - 1, int.from_bytes(pattern, "little"))
+                yield Reference(address - 1, target)
+
+    def _numbers_of(self, wanted: Addresses) -> Iterator[tuple[int, int]]:
+        """Yield where in the code one of these 32-bit numbers stands, aligned or not, and which."""
+        if not len(wanted):
+            return
+        low, span = np.uint32(wanted[0]), np.uint32(wanted[-1] - wanted[0])
+        for segment in self._image.code:
+            code = self._image.array[segment.offset : segment.offset + segment.size]
+            for start in range(0, len(code), CHUNK):
+                found: list[tuple[int, int]] = []
+                for shift in range(4):
+                    # What begins in this chunk, also where it ends in the next.
+                    count = min(CHUNK, len(code) - start - shift) // 4
+                    if count < 1:
+                        continue
+                    numbers = np.frombuffer(code, "<u4", count, start + shift)
+                    at = np.flatnonzero(numbers - low <= span)
+                    number = numbers[at].astype(np.int64)
+                    hit = wanted[np.minimum(np.searchsorted(wanted, number), len(wanted) - 1)] == number
+                    found += zip(
+                        (segment.address + start + shift + 4 * at[hit]).tolist(), number[hit].tolist(), strict=True
+                    )
+                yield from sorted(found)
 
     def branches(self, address: int, code: Bytes) -> Branches:
         """Return everything that looks like call rel32 or jmp rel32."""
@@ -96,10 +139,19 @@ class X86_64Code:  # noqa: N801 (the architecture's name)
 
     def reachable(self, start: int, end: int) -> frozenset[int]:
         """Return the instructions that direct jumps from `start` reach."""
-        return reachable(self._image, start, end)
+        return reachable(self._image, self._plain_decoder, start, end)
 
     def constants_returned(self, functions: Words) -> tuple[Mask, Addresses]:
         """For each function: is it `mov eax, N; ...`, and N.  Looks past endbr64 and a frame pointer."""
+        first = bytes_of_functions(self._image, functions, 1)[:, 0]
+        fifth = bytes_of_functions(self._image, functions + np.uint64(4), 1)[:, 0]
+        longer = np.isin(first, _PROLOGUE) & ((fifth == _MOV_EAX) | (fifth == _PUSH_RBP))
+        likely = np.flatnonzero((first == _MOV_EAX) | longer)
+        constant, value = np.zeros(len(functions), bool), np.zeros(len(functions), np.int64)
+        constant[likely], value[likely] = self._constants_returned(functions[likely])
+        return constant, value
+
+    def _constants_returned(self, functions: Words) -> tuple[Mask, Addresses]:
         code = bytes_of_functions(self._image, functions, 24)
         row = np.arange(len(functions))
         at = np.where((code[:, :4] == (0xF3, 0x0F, 0x1E, 0xFA)).all(axis=1), 4, 0)  # endbr64

@@ -7,7 +7,7 @@ import pytest
 from sqltrace.resolve.accessors import counters_offset, filename_claims, returned_field, running_claims
 from sqltrace.resolve.elf import Elf
 from sqltrace.resolve.symbolic import Argument, Executor, Linear, Load, Trace
-from sqltrace.resolve.x86_64 import X86_64, plt_target, reachable
+from sqltrace.resolve.x86_64 import X86_64, plain_decoder, plt_target, reachable
 from tests.support.elf_builder import Part, R, W, X, build_elf
 
 CODE = 0x1000
@@ -144,7 +144,7 @@ def test_budgets_end_what_would_not_end() -> None:
 
 def test_only_what_jumps_reach_belongs_to_a_function() -> None:
     elf = image(bytes.fromhex("7402 90 c3 eb01 cc c3"))
-    assert reachable(elf, CODE, CODE + 8) == {CODE, CODE + 2, CODE + 3, CODE + 4, CODE + 7}
+    assert reachable(elf, plain_decoder(), CODE, CODE + 8) == {CODE, CODE + 2, CODE + 3, CODE + 4, CODE + 7}
 
 
 def test_linear_values_cancel_out() -> None:
