@@ -12,8 +12,10 @@ import os
 import pwd
 
 from sqltrace.backends.elf_file import ElfFile
+from sqltrace.backends.launch.held import yama_scope
 from sqltrace.errors import NotAnImageError, TargetError
 
+_CAP_SYS_PTRACE = 19
 _CLASS_BYTE, _CLASS_64 = 4, 2
 _DELETED = " (deleted)"
 
@@ -52,9 +54,15 @@ def refuse_process(pid: int) -> None:
         raise TargetError(f"cannot attach to pid {pid}: it has ended already.")
     if pid == os.getpid():
         raise TargetError("cannot attach to sqltrace itself.")
+    own = _status("/proc/self/status")
     owner, tracer = int(status["Uid"][1]), int(status["TracerPid"][0])
     if tracer:
         raise TargetError(f"cannot attach to pid {pid}: process {tracer} ({_comm(tracer)}) traces it already.")
+    if yama_scope() and not int(own["CapEff"][0], 16) >> _CAP_SYS_PTRACE & 1:
+        raise TargetError(
+            f"cannot attach to pid {pid}: this system lets only root attach (kernel.yama.ptrace_scope is "
+            f"{yama_scope()}). Run with sudo, or start the program with sqltrace run."
+        )
     if status["State"][0] in "Tt":
         raise TargetError(
             f"cannot attach to pid {pid} with frida: it is stopped, and Frida would let it run. "

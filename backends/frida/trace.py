@@ -59,7 +59,8 @@ class FridaTrace:
         """Start the command, hooked before its first instruction."""
         path = find_command(argv[0])
         refuse_program(interpreted_by(path), argv[0])
-        child = self._child = HeldChild(argv)  # before there are other threads: a fork copies only one
+        # Before there are other threads: a fork copies only one.  Frida's helper is no ancestor of the command.
+        child = self._child = HeldChild(argv, any_tracer=True)
         try:
             worker = self._start_worker()
             if stop_at_entry(child):

@@ -13,18 +13,22 @@ CPython's, Modules/_posixsubprocess.c).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import select
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
 from sqltrace.backends.launch.command import exec_error, find_command
 
 _GO = b"x"
 _ERRNO = struct.Struct("<i")
+_YAMA_ANCESTORS = 1
+_PR_SET_PTRACER, _PR_SET_PTRACER_ANY = 0x59616D61, 2**64 - 1
 _ABANDONED = 125  # nobody sees this exit status but ourselves
 
 
@@ -34,13 +38,15 @@ class HeldChild:
     Raises CommandNotFoundError or CommandNotExecutableError before anything is forked, where that is known.
     """
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], *, any_tracer: bool = False) -> None:
+        """Fork.  any_tracer: where Yama lets only ancestors trace, the command lets everybody of its user do so."""
         self.argv = tuple(argv)
         self.path = find_command(argv[0])
         """What is given to exec."""
         self._status: int | None = None
         go, self._go = os.pipe()
         self._failure, failure = os.pipe()
+        allow = yama_exception() if any_tracer else None
         # A signal between fork and exec would run our Python handlers in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -49,6 +55,8 @@ class HeldChild:
                 os.close(self._go)
                 os.close(self._failure)
                 signal_defaults(mask)
+                if allow is not None:
+                    allow()
                 _exec_when_told(self.path, self.argv, go, failure)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -121,6 +129,23 @@ class HeldChild:
             if fd >= 0:
                 os.close(fd)
             setattr(self, name, -1)
+
+
+def yama_scope() -> int:
+    """Return kernel.yama.ptrace_scope, 0 where there is no Yama (Documentation/admin-guide/LSM/Yama.rst)."""
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as stream:
+            return int(stream.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def yama_exception() -> Callable[[], object] | None:
+    """Return what a child must call so that a process other than its parent may trace it; None: nothing."""
+    if yama_scope() != _YAMA_ANCESTORS:
+        return None
+    libc = ctypes.CDLL(None)
+    return partial(libc.prctl, _PR_SET_PTRACER, ctypes.c_ulong(_PR_SET_PTRACER_ANY), 0, 0, 0)
 
 
 def signal_defaults(mask: set[signal.Signals] | set[int | signal.Signals]) -> None:
