@@ -195,7 +195,7 @@ class Arm64Code:
         value = ((low >> 5) & 0xFFFF).astype(np.int64) | ((high >> 5) & 0xFFFF).astype(np.int64) << 16
         return fits, value
 
-    def compares_with(self, code: bytes, value: int) -> bool:
-        """Whether there is a `cmp w, n` with this number."""
-        words = np.frombuffer(code, "<u4", len(code) // 4)
-        return bool(((words & 0xFFFFFC1F) == (0x7100001F | value << 10)).any())
+    def comparisons(self, address: int, code: Bytes, value: int) -> Addresses:
+        """Return every `cmp w, n` with this number."""
+        start, words = _words(address, code)
+        return start + 4 * np.flatnonzero((words & 0xFFFFFC1F) == (0x7100001F | value << 10))

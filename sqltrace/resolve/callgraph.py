@@ -169,6 +169,13 @@ class CallGraph:
         sites = self._edge_sites[self._edge_targets == callee].tolist()
         return [site for site in sites if self.owner_at(site) == caller]
 
+    def comparing_with(self, value: int) -> list[int]:
+        """Return the functions in which something is compared with this small number."""
+        sites = [s for address, code in self._stretches for s in self._code.comparisons(address, code, value).tolist()]
+        # The end of the instruction, too, has to lie in the function.
+        both = ((self.function_at(site), self.function_at(site + 2)) for site in sites)
+        return sorted({start for start, end in both if start is not None and start == end})
+
     def owner_at(self, address: int) -> int | None:
         """Return the function that holds `address`, or whose cold part does."""
         function = self.function_at(address)

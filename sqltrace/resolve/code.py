@@ -77,8 +77,8 @@ class Code(Protocol):
     def constants_returned(self, functions: Words) -> tuple[Mask, Addresses]:
         """For each function: does it begin with `return N`, and N."""
 
-    def compares_with(self, code: bytes, value: int) -> bool:
-        """Whether the code compares a register with this small number."""
+    def comparisons(self, address: int, code: Bytes, value: int) -> Addresses:
+        """Return where the code at `address` compares a register with this small number."""
 
 
 def code_of(image: Image) -> Code:

@@ -280,11 +280,10 @@ class MachO(Image):
                 continue
             at = starts + info
             page_size, pointer_format = _u16(fixups, at + 4), _u16(fixups, at + 6)
-            first = np.frombuffer(
-                fixups, "<u2", max(0, min(_u16(fixups, at + 20), (len(fixups) - at - 22) // 2)), at + 22
-            )
-            if not page_size or not len(first):
+            count_of_pages = min(_u16(fixups, at + 20), (len(fixups) - at - 22) // 2)
+            if not page_size or count_of_pages < 1:
                 continue
+            first = np.frombuffer(fixups, "<u2", count_of_pages, at + 22)
             pages = np.flatnonzero((first != _CHAIN_START_NONE) & (first < _CHAIN_START_MULTI))
             address = self._all_segments[i][0] + pages * page_size + first[pages]
             found, targets = self._walk(address.astype(np.int64), page_size, pointer_format)

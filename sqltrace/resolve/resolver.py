@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import numpy as np
+
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
 from sqltrace.resolution import Evidence, FeatureOff, Resolution
 from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import ApiTable, find_api_table
 from sqltrace.resolve.catalogue import catalogue_claims
 from sqltrace.resolve.claims import Claims, Detail, FieldClaim
-from sqltrace.resolve.code import executor_of
+from sqltrace.resolve.code import CHUNK, executor_of
 from sqltrace.resolve.features import features_off
 from sqltrace.resolve.formats import read_image, read_images
 from sqltrace.resolve.image import Image
@@ -32,6 +34,8 @@ from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import NamedFunction, named_functions
 
 _SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{36}(?:[0-9a-f]{24})?[0-9a-z]{4}\b")
+_SOURCE_ID_BEGINS: Final = b"20"
+_HYPHEN, _FIRST_HYPHEN, _SECOND_HYPHEN = ord("-"), 4, 7
 _VERSION: Final = re.compile(rb"(?<=\0)3\.(\d{1,2})\.(\d{1,2})(?=\0)")
 
 PREPARE_FAMILY: Final = tuple(f"sqlite3_prepare{wide}{v}" for wide in ("", "16") for v in ("", "_v2", "_v3"))
@@ -107,8 +111,26 @@ def explain_image(image: Image, *, overrides: Overrides | None = None) -> Explai
 
 
 def source_ids(image: Image) -> set[str]:
-    """Return the texts in the file's loaded part that look like SQLite's source id."""
-    return {match.group().decode() for match in image.search(_SOURCE_ID)}
+    """Return the texts in the file's loaded part that look like SQLite's source id.
+
+    Every file that a process maps is asked.  numpy finds the date's two hyphens six times as fast as the regular
+    expression its beginning.
+    """
+    found = set()
+    for segment in image.segments:
+        content = image.array[segment.offset : segment.offset + segment.size]
+        last = len(content) - _SECOND_HYPHEN
+        for start in range(0, last, CHUNK):
+            stop = min(start + CHUNK, last)
+            hyphens = content[start + _FIRST_HYPHEN : stop + _FIRST_HYPHEN] == _HYPHEN
+            hyphens &= content[start + _SECOND_HYPHEN : stop + _SECOND_HYPHEN] == _HYPHEN
+            at = np.flatnonzero(hyphens) + start
+            at = at[(content[at] == _SOURCE_ID_BEGINS[0]) & (content[at + 1] == _SOURCE_ID_BEGINS[1])]
+            for offset in (at + segment.offset).tolist():
+                match = _SOURCE_ID.match(image.data, offset, segment.offset + segment.size)
+                if match is not None:
+                    found.add(match.group().decode())
+    return found
 
 
 class _Ladder:

@@ -34,7 +34,7 @@ from sqltrace.resolve.accessors import (
 )
 from sqltrace.resolve.callgraph import CallGraph, find_references
 from sqltrace.resolve.claims import FieldClaim
-from sqltrace.resolve.code import Reference, code_of
+from sqltrace.resolve.code import Reference
 from sqltrace.resolve.image import Image
 from sqltrace.resolve.internals import btree_writers, is_whole, vdbe_reset
 from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear, Trace, field_load
@@ -330,20 +330,15 @@ class _Search:
                 told.setdefault(claim.name, set()).add(explained(claim, self._executor, who, trace))
         yield from (claims.pop() for claims in told.values() if len(claims) == 1)
         found: set[FieldClaim] = set()
-        for function in self._comparing_with_memused():
+        for function in self._graph.comparing_with(_STMTSTATUS_MEMUSED):
+            if self._graph.size(function) >= _SMALL:
+                continue
             trace = self._executor.run(function)
             if any(c.left == _INDEX and c.right == Linear(_STMTSTATUS_MEMUSED) for c in trace.compares):
                 who = f"sqlite3_stmt_status at {function:#x}, which compares its argument with MEMUSED,"
                 found.update(explained(c, self._executor, who, trace) for c in counters_claims(trace))
         if len(found) == 1:
             yield found.pop()
-
-    def _comparing_with_memused(self) -> Iterator[int]:
-        code = code_of(self._image)
-        for start in self._graph.starts.tolist():
-            size = self._graph.size(start)
-            if size < _SMALL and code.compares_with(self._image.read(start, size), _STMTSTATUS_MEMUSED):
-                yield start
 
     def _unbind_more(self, trace: Trace) -> Iterator[FieldClaim]:
         """vdbeUnbind(p, i): `p->eVdbeState!=VDBE_READY_STATE`, sqlite3_log(.., "..[%s]", p->zSql), `i>=p->nVar`."""

@@ -165,6 +165,7 @@ class X86_64Code:  # noqa: N801 (the architecture's name)
             value |= code[row, at + 1 + i].astype(np.int64) << (8 * i)
         return code[row, at] == 0xB8, value
 
-    def compares_with(self, code: bytes, value: int) -> bool:
-        """Whether there is a `cmp reg, imm8` with this number."""
-        return re.search(rb"\x83[\xf8-\xff]" + re.escape(bytes([value])), code) is not None
+    def comparisons(self, address: int, code: Bytes, value: int) -> Addresses:
+        """Return every `cmp reg, imm8` with this number."""
+        pattern = re.compile(rb"\x83[\xf8-\xff]" + re.escape(bytes([value])))
+        return address + np.array([m.start() for m in pattern.finditer(code.tobytes())], np.int64)

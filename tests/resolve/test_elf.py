@@ -6,7 +6,9 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +16,8 @@ from hypothesis import strategies as st
 from sqltrace.errors import NotAnImageError, SqltraceError
 from sqltrace.resolve import resolver
 from sqltrace.resolve.elf import Elf
-from sqltrace.resolve.image import open_image
-from sqltrace.resolve.resolver import resolve, resolve_image
+from sqltrace.resolve.image import Segment, open_image
+from sqltrace.resolve.resolver import resolve, resolve_image, source_ids
 from tests.support.elf_builder import Part, R, W, X, build_elf, build_id_note, eh_frame
 
 
@@ -157,3 +159,14 @@ def test_a_damaged_file_ends_in_an_error_that_explains_itself(flips: list[tuple[
         data[offset] = value
     with pytest.raises(SqltraceError):
         resolve_image(Elf(bytes(data[:size]), "damaged"))
+
+
+@pytest.mark.parametrize("before", [0, 1, 7, (1 << 20) - 90, (1 << 20) - 7, (1 << 20) - 4, 1 << 20])
+def test_a_source_id_is_found_wherever_it_stands(before: int) -> None:
+    text = b"2025-07-30 19:33:53 4d8adfb30e03f9cf27f800a2c1ba3c48fb4ca1b08b0f5ed59a4d5ecbf45e20a3"
+    near_misses = b"2025-07- ---------- 20-20-20 "
+    content = np.frombuffer(near_misses[:before].ljust(before, b"-") + text, np.uint8)
+    image = SimpleNamespace(array=content, data=content.tobytes(), segments=[Segment(0, 0, len(content), False, False)])
+    assert source_ids(image) == {text.decode()}
+    image.segments = [Segment(0, 0, len(content) - 3, False, False)]
+    assert source_ids(image) == set()

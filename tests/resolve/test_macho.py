@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sqltrace.cli import main
@@ -161,6 +161,7 @@ INTERESTING = sorted(
 )
 
 
+@example(flips=[(41024, 15)], size=45056)  # a page table behind the end of the chained fixups
 @settings(max_examples=300, deadline=2000)
 @given(
     flips=st.lists(st.tuples(st.sampled_from(INTERESTING), st.integers(0, 255)), max_size=12),
