@@ -182,14 +182,13 @@ def test_a_stopped_process_is_refused_because_frida_would_let_it_run() -> None:
         assert finish(process)[1] == 7
 
 
-@pytest.mark.parametrize("pause", [0, 0.2])
-def test_a_process_that_was_stopped_meanwhile_stays_stopped_and_gets_its_code_back(pause: float) -> None:
+def test_a_process_that_was_stopped_meanwhile_stays_stopped_and_gets_its_code_back() -> None:
     with running(busy(), "2") as process:
         trace = FridaBackend().attach([process.pid], sqlite_in, Options())
         items = list(trace.drain(0.1))
         patched = code_of(process.pid, items)
         process.send_signal(signal.SIGSTOP)
-        time.sleep(pause)
+        time.sleep(0.2)  # stopped in the very moment of detach: docs/limits.md
         items += trace.detach()
         assert state_of(process.pid) == "T"
         assert code_of(process.pid, items) != patched
