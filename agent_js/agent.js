@@ -206,7 +206,6 @@ function giveBackSignals(numbers, ignored) {
 let listing = null; // while observe() runs: what is loaded already
 
 function observe() {
-  const blind = loaderIsWatched(); // before Gum writes there
   listing = [];
   Process.attachModuleObserver({
     onAdded(module) {
@@ -223,17 +222,9 @@ function observe() {
       if (!modules.has(base)) seen.delete(`${base} ${module.path}`);
     },
   });
-  const loaded = listing;
+  const found = listing;
   listing = null;
-  return { loaded, blind };
-}
-
-/* Whether Gum will not hear of libraries: it watches the function that the loader calls for debuggers, and where another
-   tracer's breakpoint is (a uprobe's), the kernel executes what the file has there and not Gum's jump. */
-function loaderIsWatched() {
-  const loader = Process.enumerateModules().find((module) => /^ld-/.test(module.name));
-  const hook = loader === undefined ? null : loader.findExportByName('_dl_debug_state');
-  return hook !== null && hook.readU8() === BREAKPOINT;
+  return found;
 }
 
 rpc.exports = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sqltrace.backends.base import Resolve
-from sqltrace.backends.elf_file import ElfFile
+from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
 from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files
 from sqltrace.errors import ResolutionError, SqltraceError
 from sqltrace.events.wire import layout_words
@@ -22,6 +22,8 @@ FUNCTIONS: Final = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
 """In the order of agent.js."""
 
 _PAGE = 4096
+_LOADER_HOOK = "_dl_debug_state"  # an empty function that the loader calls for debuggers (glibc's elf/dl-debug.c)
+_INT3 = b"\xcc"
 _AGENT = "/memfd:frida-agent"
 
 
@@ -93,6 +95,26 @@ class Finder:
         if isinstance(answer, SqltraceError):
             raise answer
         return answer
+
+
+def loader_is_watched(pid: int) -> bool:
+    """Whether another tracer's breakpoint is where Frida learns of libraries; to be asked before Frida enters.
+
+    Where a uprobe is, the kernel executes the instruction that the file has, so Frida's own hook never runs.
+    """
+    try:
+        interpreter = ElfFile.read(f"/proc/{pid}/exe").interpreter
+        path = f"/proc/{pid}/root{interpreter}"
+        address = dynamic_symbol(path, _LOADER_HOOK)
+        info = os.stat(path)
+        base = base_of(pid, (info.st_dev, info.st_ino))
+        if address is None or base is None:
+            return False
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(int(base, 16) + address)
+            return memory.read(1) == _INT3
+    except (OSError, SqltraceError):
+        return False
 
 
 def application_files(pid: int) -> list[MappedFile]:

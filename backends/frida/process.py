@@ -19,7 +19,7 @@ import numpy as np
 
 from sqltrace.backends.base import Ended, Item, Probed, Refused, Started
 from sqltrace.backends.frida.client import WorkerClient
-from sqltrace.backends.frida.hooks import Finder, Hooks, Module, application_files, base_of
+from sqltrace.backends.frida.hooks import Finder, Hooks, Module, application_files, base_of, loader_is_watched
 from sqltrace.backends.frida.sources import hooks_source
 from sqltrace.backends.proc_maps import Inode, MappedFile
 from sqltrace.backends.ring import SLOT, Geometry, Ring
@@ -91,17 +91,17 @@ class Observed:
         """
         begun = time.perf_counter()
         self._member(self.pid)
+        blind = loader_is_watched(self.pid)
         self._ask("attach", held=held)
         geometry = Geometry(ring_bytes // SLOT, EXECUTIONS)
         opened = self._ask("open_ring", slots=geometry.slots, executions=EXECUTIONS, source=hooks_source())
         self._map(int(opened["fd"]), geometry)
         self._ask("close_descriptor")
         items: list[Item] = [Started(self.pid, parent)]
-        seen = self._ask("observe")
-        if seen["blind"]:
+        if blind:
             items.append(Refused(self.pid, "", _BLIND.format(pid=self.pid)))
         hooks = []
-        for found in seen["loaded"]:
+        for found in self._ask("observe"):
             module = Module(found["path"], found["base"])
             try:
                 hook = self.loaded(module)

@@ -154,7 +154,7 @@ class Worker:
         self._processes[pid].script.exports_sync.close_descriptor()
 
     def do_observe(self, pid: int) -> Any:
-        """Return what is loaded, and whether what comes later will go unnoticed; else it is asked about."""
+        """Return what is loaded; what comes later is asked about."""
         return self._processes[pid].script.exports_sync.observe()
 
     def do_prepare(self, pid: int, base: str, path: str, addresses: list[str], layout: str) -> None:
