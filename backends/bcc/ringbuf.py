@@ -91,7 +91,8 @@ class RingBuffer:
         if count == 0:
             return None
         rows = self._bytes[at : at + count * _STRIDE].reshape(count, _STRIDE)[:, _HEADER:]
-        return np.ascontiguousarray(rows).view(STATEMENT).reshape(count)
+        # A copy in any case: a single row is contiguous as it is, and would stay a view of memory that is reused.
+        return rows.copy(order="C").view(STATEMENT).reshape(count)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -77,6 +77,15 @@ def test_a_run_of_statements_is_one_batch(writer: Writer, ring: RingBuffer) -> N
     assert ring.read() == ([], 0)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_does_not_change_when_the_ring_is_written_again(writer: Writer, ring: RingBuffer, count: int) -> None:
+    for n in range(count):
+        writer.put(statement(n))
+    (batch,), _ = ring.read()
+    writer._bytes(0, b"\xff" * 136 * count)
+    assert batch["rows"].tolist() == list(range(count))
+
+
 def test_order_is_kept_between_kinds_and_over_the_end_of_the_ring(writer: Writer, ring: RingBuffer) -> None:
     seen: list[object] = []
     wrote: list[object] = []
