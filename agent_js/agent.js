@@ -22,7 +22,6 @@ const MAP_SHARED = 1;
 const MAP_PRIVATE_ANONYMOUS = 0x22;
 const MADV_WIPEONFORK = 18;
 const MFD_CLOEXEC_ALLOW_SEALING = 3;
-const RTLD_LAZY_NOLOAD_NODELETE = 0x1001 | 4;
 
 const SIG_DFL = 0;
 const SIG_IGN = 1;
@@ -41,6 +40,7 @@ const PADDING = new Set(['endbr64', 'nop']);
 const exported = (name) => Module.getGlobalExportByName(name);
 const libc = (name, result, args) => new SystemFunction(exported(name), result, args);
 
+let native = null; // {syscall, close}; see lookUp
 let ring = null; // {base, size, hooks source, shared symbols}
 const modules = new Map(); // base address -> {path, functions, compiled, patched}
 const seen = new Set(); // 'base path' of what was reported or asked about
@@ -53,8 +53,20 @@ function call(what, args) {
   return value;
 }
 
+/*
+ * Before there is an observer, and never again: a thread in dlopen that asks us about a library holds the loader's lock
+ * and waits for Frida.  So no thread of Frida's may wait for the loader's: no dlsym, no dlopen (both were seen to hang).
+ */
+function lookUp() {
+  native = {
+    syscall: libc('syscall', 'int64', ['int64', 'int64', 'pointer', 'pointer', 'int64']),
+    close: libc('close', 'int', ['int']),
+  };
+}
+
 function openRing(slots, executions, source) {
   const size = RING_HEADER + (8 + RING_SLOT) * slots + RING_SPILL + EXECUTION_BYTES * executions;
+  lookUp();
   const mmap = libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']);
   const name = Memory.allocUtf8String('sqltrace');
   const fd = call(libc('memfd_create', 'int', ['pointer', 'uint']), [name, MFD_CLOEXEC_ALLOW_SEALING]);
@@ -72,7 +84,7 @@ function openRing(slots, executions, source) {
 }
 
 function closeDescriptor() {
-  libc('close', 'int', ['int'])(ring.fd);
+  native.close(ring.fd);
 }
 
 /* Compiles the hooks of one module; nothing of the target's is touched. */
@@ -91,6 +103,7 @@ function prepare(base, path, addresses, layout) {
     original: state.add(LAYOUT_BYTES + 8 * i),
     hook: compiled[`hook_${FUNCTIONS[i]}`],
     trampoline: NULL,
+    stone: NULL,
   }));
   functions.forEach((f) => f.original.writePointer(f.address));
   modules.set(base, { path, functions, compiled, state, patched: [] });
@@ -133,6 +146,8 @@ function patch(base) {
     throw new Error(`Frida cannot hook ${failing}: ${error.message}`);
   }
   Interceptor.flush();
+  for (const f of module.functions)
+    if (f.address.readU8() === NEAR_JUMP) f.stone = f.address.add(NEAR_JUMP_BYTES).add(f.address.add(1).readS32());
   return before.map((f, i) => ({ ...f, patched: hex(module.functions[i].address) }));
 }
 
@@ -147,25 +162,18 @@ function hex(address) {
   return Array.from(new Uint8Array(address.readByteArray(SAVED_BYTES)), (b) => b.toString(16).padStart(2, '0')).join('');
 }
 
-/* Code in which no thread may be while it is written, and moved code that goes away with the patch (then: true). */
-function ranges() {
+/* Code in which no thread may be while it is written, and moved code that goes away with the patch (then: true).
+   It is not read: a library may have been unloaded. */
+function ranges(bases) {
   const found = [];
-  for (const module of modules.values())
-    for (const f of module.functions) {
+  for (const base of bases)
+    for (const f of modules.get(base).functions) {
       found.push([f.address.toString(), PATCH_BYTES, false]);
       if (f.trampoline.isNull()) continue;
       found.push([f.trampoline.toString(), TRAMPOLINE_BYTES, true]);
-      if (f.address.readU8() === NEAR_JUMP) {
-        const stone = f.address.add(NEAR_JUMP_BYTES).add(f.address.add(1).readS32());
-        found.push([stone.toString(), STONE_BYTES, true]);
-      }
+      if (!f.stone.isNull()) found.push([f.stone.toString(), STONE_BYTES, true]);
     }
   return found;
-}
-
-/* A library that its owner unloads must stay as long as it is patched.  Later, outside dlopen. */
-function keepLoaded(path) {
-  setTimeout(() => libc('dlopen', 'pointer', ['pointer', 'int'])(Memory.allocUtf8String(path), RTLD_LAZY_NOLOAD_NODELETE), 0);
 }
 
 function hookLoaded(module) {
@@ -181,7 +189,6 @@ function hookLoaded(module) {
   try {
     prepare(base, module.path, answer.addresses, answer.layout);
     const patches = patch(base);
-    keepLoaded(module.path);
     send({ kind: 'hooked', base, path: module.path, patches });
   } catch (error) {
     modules.delete(base);
@@ -195,11 +202,10 @@ function hookLoaded(module) {
  * nobody caught before get their dispositions back, past the hooks by which the agent guards its handlers.
  */
 function giveBackSignals(numbers, ignored) {
-  const syscall = libc('syscall', 'int64', ['int64', 'int64', 'pointer', 'pointer', 'int64']);
   const action = Memory.alloc(32); // the kernel's struct sigaction: handler, flags, restorer, mask
   for (const number of numbers) {
     action.writePointer(ptr(ignored.includes(number) ? SIG_IGN : SIG_DFL));
-    call(syscall, [SYS_RT_SIGACTION[Process.arch], number, action, NULL, 8]);
+    call(native.syscall, [SYS_RT_SIGACTION[Process.arch], number, action, NULL, 8]);
   }
 }
 
@@ -219,7 +225,7 @@ function observe() {
     },
     onRemoved(module) {
       const base = module.base.toString();
-      if (!modules.has(base)) seen.delete(`${base} ${module.path}`);
+      seen.delete(`${base} ${module.path}`); // if it comes again, it is to be hooked again
     },
   });
   const found = listing;
@@ -235,5 +241,5 @@ rpc.exports = {
   patch,
   ranges,
   giveBackSignals,
-  restore: () => Array.from(modules.keys()).forEach(restore),
+  restore: (bases) => bases.forEach(restore),
 };

@@ -63,10 +63,23 @@ def restore_code(pid: int, patches: Sequence[Patch]) -> None:
     ranges = [Range(patch.address, len(patch.original)) for patch in patches]
     with Freeze(pid, ranges), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         for patch in patches:
-            memory.seek(patch.address)
-            if memory.read(len(patch.patched)) == patch.patched:  # else it is another program by now
+            if _holds(memory, patch):  # else it is another program by now, or the library is gone
                 memory.seek(patch.address)
                 memory.write(patch.original)
+
+
+def in_place(pid: int, patches: Sequence[Patch]) -> bool:
+    """Whether all of these patches are still in the memory of a process."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        return all(_holds(memory, patch) for patch in patches)
+
+
+def _holds(memory: RawIOBase, patch: Patch) -> bool:
+    try:
+        memory.seek(patch.address)
+        return memory.read(len(patch.patched)) == patch.patched
+    except OSError:
+        return False  # nothing is mapped there
 
 
 def threads(pid: int) -> set[int]:

@@ -19,12 +19,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqltrace.backends.frida import leftovers
-from sqltrace.backends.frida.freeze import Freeze, Patch, Range, restore_code
+from sqltrace.backends.frida.freeze import Freeze, Patch, Range, in_place, restore_code
 from sqltrace.backends.frida.sources import agent_script
 from sqltrace.backends.frida.wire import Channel, Message
 from sqltrace.backends.launch import ptrace
@@ -64,7 +64,8 @@ class Inhabited:
     """It has not run since exec; no other thread exists, and `resume` starts it."""
     before: Signals
     """What it did about signals before the agent came."""
-    patches: list[Patch] = field(default_factory=list)
+    patches: dict[str, list[Patch]] = field(default_factory=dict)
+    """What was written, by the base address of the module."""
     gone: bool = False
 
 
@@ -131,7 +132,8 @@ class Worker:
         def message(content: Message, _data: bytes | None) -> None:
             if content["type"] == "send":
                 payload = content["payload"]
-                process.patches += [Patch.of(fields) for fields in payload.get("patches", ())]
+                if "patches" in payload:
+                    process.patches[payload["base"]] = [Patch.of(fields) for fields in payload["patches"]]
                 self._tell(payload.pop("kind"), pid, **payload)
             else:
                 self._tell("failed", pid, reason=str(content.get("description", content)))
@@ -165,9 +167,10 @@ class Worker:
         """Write the hooks of prepared modules."""
         process = self._processes[pid]
         exports = process.script.exports_sync
-        with self._frozen(process), _limited():
-            patches = [exports.patch(base) for base in bases]
-        process.patches += [Patch.of(fields) for module in patches for fields in module]
+        with self._frozen(process, bases), _limited():
+            patches = {base: exports.patch(base) for base in bases}
+        for base, written in patches.items():
+            process.patches[base] = [Patch.of(fields) for fields in written]
 
     def do_give_back_signals(self, pid: int) -> None:
         """Undo what Frida's arrival did to the process's signals."""
@@ -194,15 +197,15 @@ class Worker:
         """Write the original code back into a forked child of `parent`, in which no agent lives."""
         process = self._processes.get(parent)
         if process is not None:
-            restore_code(pid, process.patches)
+            restore_code(pid, _all(process.patches))
 
     # -- patching
 
-    def _frozen(self, process: Inhabited) -> contextlib.AbstractContextManager[object]:
+    def _frozen(self, process: Inhabited, bases: list[str]) -> contextlib.AbstractContextManager[object]:
         if process.held:
             return contextlib.nullcontext()
         with _limited():
-            found = process.script.exports_sync.ranges()
+            found = process.script.exports_sync.ranges(bases)
         return Freeze(process.pid, [Range(int(start, 16), size, first_too=moved) for start, size, moved in found])
 
     def _leave(self, process: Inhabited) -> None:
@@ -213,7 +216,7 @@ class Worker:
             process.held = False
         if not self._part(process):
             # Its agent is stopped as well, and does not answer: we stay until it does.
-            restore_code(process.pid, process.patches)
+            restore_code(process.pid, _all(process.patches))
             self._lingering.append(process)
             return
         _wait_untraced(process.pid)
@@ -223,8 +226,10 @@ class Worker:
         if _stopped(process.pid):
             return False
         try:
-            with self._frozen(process), _limited():
-                process.script.exports_sync.restore()
+            # A library may have been unloaded: to write where it was would be the program's death.
+            bases = [base for base, patches in process.patches.items() if in_place(process.pid, patches)]
+            with self._frozen(process, bases), _limited():
+                process.script.exports_sync.restore(bases)
             # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
             with _limited():
                 process.script.eternalize()
@@ -234,6 +239,10 @@ class Worker:
                 return False
             raise
         return True
+
+
+def _all(patches: Mapping[str, list[Patch]]) -> list[Patch]:
+    return [patch for module in patches.values() for patch in module]
 
 
 def _stopped(pid: int) -> bool:

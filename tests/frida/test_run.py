@@ -189,6 +189,12 @@ def test_the_command_gets_no_descriptor_and_no_ignored_signal_of_ours(run: Trace
     assert run(*show).stdout == plain.stdout
 
 
+def test_a_program_that_loads_one_library_after_another_does_not_hang(run: Trace) -> None:
+    storm = Path(__file__).parents[1] / "support" / "dlopen_storm.py"
+    for _ in range(5):  # the agent once looked up a function while it held a lock that dlopen waited for
+        assert run(PYTHON, str(storm), timeout=30).returncode == 0
+
+
 def test_our_death_does_not_touch_the_command(tmp_path: Path) -> None:
     code = (
         "import sqlite3, sys, time\nc = sqlite3.connect(':memory:'); n = 0; print('ready', flush=True)\n"
