@@ -1,29 +1,131 @@
 /*
  * Following processes: fork, exec, exit, and libraries that arrive later.
  */
-/* Stops the current process until user space has looked at what it mapped. */
-static __always_inline void stop_and_tell(u32 tgid)
+#define SIGSTOP 19
+#define SPINS 2000  /* looks at a hold per tail call; 33 of these are allowed */
+#define DAWDLE 4096 /* bytes copied between two looks, only to pass the time: 33 x 2000 x 0.5 us */
+#define FORCE_WAKEUP 2
+
+/* What became of a thread that waits for us; sqltrace/backends/bcc/holder.py has the same list. */
+enum { HOLD_WAITING, HOLD_TAKEN, HOLD_STOPPED };
+
+struct hold {
+  u64 since;
+  u32 state, tgid;
+};
+
+struct dawdle {
+  u8 from[DAWDLE], to[DAWDLE];
+};
+
+/* How holds are made here: set when the holder is there. */
+struct hold_options {
+  u64 patience_ns; /* how long to wait for the holder; 0: do not, stop the process by a signal */
+  u32 cpu;         /* where the holder runs */
+  u32 pad;
+};
+
+BPF_HASH(held, u32, struct hold, 4096); /* by thread */
+BPF_RINGBUF_OUTPUT(holds, 1);           /* wakes the holder; it reads `held` */
+BPF_ARRAY(hold_options, struct hold_options, 1);
+BPF_ARRAY(dawdles, struct dawdle, 1);
+BPF_PROG_ARRAY(exec_tails, 1);
+BPF_PROG_ARRAY(loader_tails, 1);
+
+/* BPF's last resort; seen by the parent: a shell takes the terminal back. */
+static __always_inline void stop_by_signal(struct hold *h)
+{
+  h->state = HOLD_STOPPED;
+  bpf_send_signal(SIGSTOP);
+}
+
+/*
+ * Asks for the current thread to be held until user space has looked at what it mapped.  Returns 1 when it must wait
+ * for the holder here.
+ *
+ * The holder is a process of real-time priority that is bound to one CPU.  On that CPU it is woken by us and runs
+ * before the current thread can return to user mode.  On any other it runs at the same time, and we must wait for it.
+ */
+static __always_inline int ask_for_hold(u32 tgid)
 {
   struct record_mapping r = {};
   u64 now = bpf_ktime_get_ns();
+  struct hold h = {.since = now, .state = HOLD_WAITING, .tgid = tgid};
+  u32 tid = bpf_get_current_pid_tgid();
+  int zero = 0;
+  struct hold_options *o = hold_options.lookup(&zero);
   r.header.type = RECORD_MAPPING;
   r.header.size = sizeof(r);
   r.pid = tgid;
-  r.tid = bpf_get_current_pid_tgid();
+  r.tid = tid;
   r.time_ns = now;
-  if (records.ringbuf_output(&r, sizeof(r), 0)) {
+  held.update(&tid, &h);
+  if (!o || records.ringbuf_output(&r, sizeof(r), 0)) {
+    held.delete(&tid);
     count(LOST_MAPPING); /* nobody would wake it: let it run */
-    return;
+    return 0;
   }
-  stopped.update(&tgid, &now);
-  bpf_send_signal(SIGSTOP);
+  if (o->patience_ns)
+    holds.ringbuf_output(&now, sizeof(now), FORCE_WAKEUP);
+  return !o->patience_ns || o->cpu != bpf_get_smp_processor_id();
+}
+
+/* Passes the time until the holder has come.  Returns 1 when it has not, and there is time left. */
+static __always_inline int still_waiting(void)
+{
+  u32 tid = bpf_get_current_pid_tgid();
+  int zero = 0;
+  struct hold *h = held.lookup(&tid);
+  struct dawdle *d = dawdles.lookup(&zero);
+  struct hold_options *o = hold_options.lookup(&zero);
+  if (!h || !d || !o)
+    return 0;
+#pragma clang loop unroll(disable)
+  for (u32 i = 0; i < SPINS; i++) {
+    asm volatile("" : "+r"(i));
+    if (*(volatile u32 *)&h->state != HOLD_WAITING)
+      return 0;
+    if (bpf_ktime_get_ns() - h->since >= o->patience_ns) {
+      stop_by_signal(h);
+      return 0;
+    }
+    bpf_probe_read_kernel(d->to, DAWDLE, d->from);
+  }
+  return 1;
+}
+
+/* After the last tail call that the kernel allows. */
+static __always_inline void give_up(void)
+{
+  u32 tid = bpf_get_current_pid_tgid();
+  struct hold *h = held.lookup(&tid);
+  if (h && *(volatile u32 *)&h->state == HOLD_WAITING)
+    stop_by_signal(h);
+}
+
+int loader_waits(struct pt_regs *ctx)
+{
+  if (still_waiting()) {
+    loader_tails.call(ctx, 0);
+    give_up();
+  }
+  return 0;
+}
+
+int exec_waits(struct bpf_raw_tracepoint_args *ctx)
+{
+  if (still_waiting()) {
+    exec_tails.call(ctx, 0);
+    give_up();
+  }
+  return 0;
 }
 
 /* The dynamic loader's debug hook: it calls this empty function whenever its list of libraries has changed. */
 int loader_entry(struct pt_regs *ctx)
 {
-  if (current_follow())
-    stop_and_tell(bpf_get_current_pid_tgid() >> 32);
+  if (current_follow() && ask_for_hold(bpf_get_current_pid_tgid() >> 32))
+    loader_tails.call(ctx, 0);
   return 0;
 }
 
@@ -50,7 +152,8 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
   u64 id = bpf_get_current_pid_tgid();
   threads.delete(&id); /* its frames are on a stack that is gone */
   tell_process(tgid, 0, PROCESS_EXEC, -1);
-  stop_and_tell(tgid);
+  if (ask_for_hold(tgid))
+    exec_tails.call(ctx, 0);
   return 0;
 }
 
@@ -63,11 +166,11 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
   if (!followed.lookup(&tgid))
     return 0;
   threads.delete(&id);
+  held.delete(&tid);
   if (tid != tgid)
     return 0;
   current_follow();
   bpf_probe_read_kernel(&code, sizeof(code), (void *)(ctx->args[0] + TASK_EXIT_CODE));
   tell_process(tgid, 0, PROCESS_EXIT, code);
-  stopped.delete(&tgid);
   return 0;
 }

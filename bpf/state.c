@@ -22,7 +22,6 @@
 #define FRAMES 8
 #define SQLITE_ROW 100
 #define SQLITE_DONE 101
-#define SIGSTOP 19
 
 enum { TAIL_BOUND = 0, TAIL_TEXT = 1 };
 
@@ -80,7 +79,6 @@ struct follow {
 BPF_RINGBUF_OUTPUT(records, RING_PAGES);
 BPF_ARRAY(layouts, struct layout, 256);
 BPF_HASH(followed, u32, struct follow, 16384);
-BPF_HASH(stopped, u32, u64, 16384);
 BPF_TABLE("lru_hash", struct statement_key, struct statement, statements, 65536);
 BPF_F_TABLE("hash", u64, struct thread, threads, 16384, BPF_F_NO_PREALLOC);
 BPF_ARRAY(blank, struct thread, 1);

@@ -42,7 +42,10 @@ COUNTS = (
 _PARTS = ("state.c", "text.c", "finish.c", "follow.c", "probes.c")
 """One program in several files; bcc understands map methods only in the file that it is given, not in its includes."""
 
-_TAILS = ("bound_walk", "long_text")
+_TAILS = (("tails", "bound_walk"), ("tails", "long_text"), ("loader_tails", "loader_waits"))
+"""(map, program): reached by tail calls."""
+_HOLD_PATIENCE_NS = 30_000_000
+"""How long a hook waits for the holder before it stops the process by a signal."""
 _RAW_TRACEPOINTS = ("sched_process_fork", "sched_process_exec", "sched_process_exit")
 
 
@@ -87,12 +90,15 @@ class ProbeObject:
             self._multi = self._load("step_entry", multi=True)
             if not self._multi and not self._load("step_entry", multi=False):
                 raise BackendError("the kernel refuses the BPF programs. Use --backend frida.")
-            for name in (*_TAILS, "step_return", "reset_entry", "finalize_entry", "loader_entry"):
+            tails = [name for _, name in _TAILS]
+            for name in (*tails, "step_return", "reset_entry", "finalize_entry", "loader_entry"):
                 if not self._load(name, multi=self._multi):
                     raise BackendError(f"the kernel refuses the BPF program {name}. Use --backend frida.")
-            tails = self._bpf["tails"]
-            for index, name in enumerate(_TAILS):
-                tails[ctypes.c_int(index)] = ctypes.c_int(self._bpf.funcs[name.encode()].fd)
+            for index, (table, name) in enumerate(_TAILS):
+                at = index if table == "tails" else 0
+                self._bpf[table][ctypes.c_int(at)] = ctypes.c_int(self._bpf.funcs[name.encode()].fd)
+            waits = self._bpf.load_func("exec_waits", BPF.RAW_TRACEPOINT)
+            self._bpf["exec_tails"][ctypes.c_int(0)] = ctypes.c_int(waits.fd)
         except BackendError:
             raise
         except Exception as error:  # bcc raises bare Exception, with what the compiler said on stderr
@@ -113,9 +119,19 @@ class ProbeObject:
         return int(self._bpf["records"].map_fd)
 
     @property
-    def stopped_fd(self) -> int:
-        """Descriptor of the map of processes that we stopped."""
-        return int(self._bpf["stopped"].map_fd)
+    def held_fd(self) -> int:
+        """Descriptor of the map of threads that wait for us."""
+        return int(self._bpf["held"].map_fd)
+
+    @property
+    def holds_fd(self) -> int:
+        """Descriptor of the ring that says when a thread begins to wait."""
+        return int(self._bpf["holds"].map_fd)
+
+    def hold_by(self, cpu: int | None) -> None:
+        """Let threads be held by the holder on this CPU; None: by SIGSTOP, as it is before the first call."""
+        table = self._bpf["hold_options"]
+        table[ctypes.c_int(0)] = table.Leaf(0 if cpu is None else _HOLD_PATIENCE_NS, cpu or 0, 0)
 
     def layout_index(self, words: bytes) -> int:
         """Put a `struct layout` into the map, once; return the cookie for probes of binaries that have it."""
@@ -157,10 +173,6 @@ class ProbeObject:
     def unfollow(self, pid: int) -> None:
         """Stop reporting it."""
         self._drop("followed", pid)
-
-    def resumed(self, pid: int) -> None:
-        """Note that the process runs again."""
-        self._drop("stopped", pid)
 
     def _drop(self, table: str, pid: int) -> None:
         with contextlib.suppress(KeyError):

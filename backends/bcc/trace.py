@@ -1,7 +1,7 @@
 """A session of the bcc backend: which processes are followed, which files are probed, what came out of the ring.
 
-A followed process stops by itself, in the kernel, right after exec and whenever its dynamic loader has brought in
-libraries; we look at what is mapped, probe every file that holds SQLite, and let it go on.  So the first statement
+A followed thread is held (holder.py) right after exec and whenever its dynamic loader has brought in libraries; we
+look at what is mapped, probe every file that holds SQLite, and let it go on.  So the first statement
 of a library that was loaded a moment ago is seen.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import time
 from collections.abc import Sequence
 
 from sqltrace.backends.base import Counts, Ended, Item, Options, Probed, Refused, Resolve, Started
-from sqltrace.backends.bcc.guard import Guard, stopped_pids
+from sqltrace.backends.bcc.holder import Holder
 from sqltrace.backends.bcc.program import COUNTS, ProbeObject, ProbeOffsets
 from sqltrace.backends.bcc.ringbuf import RingBuffer
 from sqltrace.backends.bcc.sites import BODY, probe_site
@@ -43,7 +42,8 @@ class BccTrace:
         self._options = options
         self._object = ProbeObject(options.ring_bytes, follow_children=options.follow)
         self._ring = RingBuffer(self._object.ring_fd, options.ring_bytes)
-        self._guard = Guard(self._object.stopped_fd)
+        self._holder = Holder(self._object.held_fd, self._object.holds_fd)
+        self._object.hold_by(self._holder.cpu)
         self._pids: set[int] = set()
         self._seen: set[Inode] = set()
         self._resolutions: dict[Inode, Resolution] = {}
@@ -134,11 +134,6 @@ class BccTrace:
             return
         self._object.attach_loader(path, ElfFile.read(path).file_offset(address))
 
-    def _resume(self, pid: int) -> None:
-        self._object.resumed(pid)
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGCONT)
-
     # -- base.Trace
 
     @property
@@ -176,7 +171,7 @@ class BccTrace:
         self._malformed += malformed
         for record in records:
             if isinstance(record, Mapping):
-                self._examine(record.pid)
+                self._examine(record)
             elif isinstance(record, ProcessChange):
                 self._pending.append(record)
                 self._process_changed(record)
@@ -184,13 +179,13 @@ class BccTrace:
                 self._pending.append(record)
         return len(records)
 
-    def _examine(self, pid: int) -> None:
+    def _examine(self, mapping: Mapping) -> None:
         try:
-            self._look_at(pid)
+            self._look_at(mapping.pid)
         except SqltraceError as error:
-            self._pending.append(Refused(pid, "", str(error)))
+            self._pending.append(Refused(mapping.pid, "", str(error)))
         finally:
-            self._resume(pid)
+            self._holder.release(mapping.tid)
 
     def _process_changed(self, change: ProcessChange) -> None:
         if change.action is ProcessAction.FORK:
@@ -247,15 +242,13 @@ class BccTrace:
             return []
         self._detached = True
         self._object.detach()
-        for pid in stopped_pids(self._object.stopped_fd):
-            self._resume(pid)
         end = time.monotonic() + _DETACH_PATIENCE
         while self._read() and time.monotonic() < end:
             pass
         self._finish(None, End.DETACH)
         items, self._pending = self._pending, []
         self._final_counts = self._object.counts()
-        self._guard.dismiss()
+        self._holder.dismiss()
         for descriptor in self._pidfds.values():
             os.close(descriptor)
         self._pidfds.clear()
