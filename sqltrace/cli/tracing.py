@@ -85,6 +85,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--errors-only", action="store_true", help="only what failed")
     parser.add_argument("--sql-limit", type=parse_size, metavar="BYTES", help="keep at most so much of each text")
     add_override_options(parser)
+    parser.add_argument(
+        "--no-cache", action="store_true", help="resolve every file anew, and remember nothing of it between runs"
+    )
     parser.add_argument("--internal", action="store_true", help="show SQLite's own statements in the terminal form")
     parser.add_argument(
         "--ring-size",
@@ -106,7 +109,7 @@ def backend_options(arguments: argparse.Namespace) -> Options:
 def resolver(arguments: argparse.Namespace) -> Resolve:
     """Return the resolver as a backend asks it, with what the user knows better."""
     overrides = overrides_from(arguments)
-    return lambda path: sqlite_in(path, overrides)
+    return lambda path: sqlite_in(path, overrides, use_cache=not arguments.no_cache)
 
 
 def make_sink(arguments: argparse.Namespace, session_id: str) -> Sink:

@@ -85,6 +85,11 @@ class Arm64:
             found = self._decoded.get(pc)
         return found
 
+    def size_at(self, pc: int) -> int:
+        """Return how many bytes the instruction at `pc` has, 0 where there is none."""
+        instruction = self.instruction(pc)
+        return 0 if instruction is None else int(instruction.size)
+
     def text(self, pc: int) -> str:
         """Return the instruction at `pc` in assembly language."""
         instruction = self.instruction(pc)

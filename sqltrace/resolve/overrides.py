@@ -19,6 +19,7 @@ from sqltrace.resolution import Evidence, Field
 _FUNCTION: Final = re.compile(r"(sqlite3\w+)=(0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
 _FIELD: Final = re.compile(r"\w+\.\w+|sizeof\(\w+\)|MEM_Zero", re.ASCII)
 _LARGEST_OFFSET: Final = 0xFFFE
+_ALIGNED: Final = (2, 4, 8)
 _SIZES: Final = (0, 1, 2, 4, 8, *range(12, 1025, 4))
 """Bytes of a number or a pointer, and of a struct or an array within a struct; 0 where it does not matter."""
 
@@ -63,4 +64,6 @@ def _field(path: str, name: str, value: Any) -> Field:
     offset, size = (value.get("offset"), value.get("size", 0)) if isinstance(value, dict) else (value, 0)
     if type(offset) is not int or not 0 <= offset <= _LARGEST_OFFSET or size not in _SIZES:
         raise UsageError(f"{path}: {name} cannot lie at {offset!r} with {size!r} bytes")
+    if size in _ALIGNED and offset % size and not name.startswith("sizeof"):
+        raise UsageError(f"{path}: {name} cannot lie at {offset}, because a compiler aligns its {size} bytes")
     return Field(offset, size, (Evidence.OVERRIDE,))

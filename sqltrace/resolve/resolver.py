@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
-from sqltrace.resolution import Evidence, FeatureOff, Resolution
+from sqltrace.resolution import Evidence, FeatureOff, Function, Resolution
 from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import ApiTable, find_api_table
 from sqltrace.resolve.catalogue import catalogue_claims
@@ -29,6 +29,7 @@ from sqltrace.resolve.image import Image
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.releases import release_of, version_text
+from sqltrace.resolve.starts import objection
 from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import NamedFunction, named_functions
@@ -228,7 +229,7 @@ class _Ladder:
         disputes = dict(self._claims.disputes())
         for name, function in list(functions.items()):
             try:
-                self._check_start(name, function.address)
+                self._check_start(name, function)
             except ResolutionError as error:
                 if name not in OPTIONAL_FUNCTIONS or Evidence.OVERRIDE in function.evidence:
                     raise
@@ -249,13 +250,19 @@ class _Ladder:
             ),
         )
 
-    def _check_start(self, name: str, address: int) -> None:
+    def _check_start(self, name: str, function: Function) -> None:
         """Raise ResolutionError unless a function can start here."""
-        if not self._image.is_code(address):
-            raise ResolutionError(f"{self._image.path}: {name} at {address:#x} would not lie in executable code")
-        if self._image.contradicts_start(address):
+        address, image = function.address, self._image
+        if Evidence.OVERRIDE in function.evidence:
+            reason = objection(image, self._executor, address)
+            if reason is not None:
+                raise ResolutionError(f"{image.path}: {name} at {address:#x} {reason}; correct --offset")
+            return
+        if not image.is_code(address):
+            raise ResolutionError(f"{image.path}: {name} at {address:#x} would not lie in executable code")
+        if image.contradicts_start(address):
             raise AmbiguousResolutionError(
-                f"{self._image.path}: {name} should start at {address:#x}, but unwind data has that in mid-function"
+                f"{image.path}: {name} should start at {address:#x}, but unwind data has that in mid-function"
             )
 
 

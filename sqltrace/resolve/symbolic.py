@@ -217,6 +217,9 @@ class Machine(Protocol):
     def step(self, pc: int, state: State, context: Context) -> tuple[Outcome, int] | None:
         """Execute the instruction at `pc`; return how it ends and its length, None when there is none."""
 
+    def size_at(self, pc: int) -> int:
+        """Return how many bytes the instruction at `pc` has, 0 where there is none."""
+
     def text(self, pc: int) -> str:
         """Return the instruction at `pc` in assembly language."""
 
@@ -275,6 +278,10 @@ class Executor:
     def instruction(self, pc: int) -> str:
         """Return `0x1234: mov rax, qword ptr [rdi + 8]`."""
         return f"{pc:#x}: {self._machine.text(pc)}"
+
+    def size_at(self, pc: int) -> int:
+        """Return how many bytes the instruction at `pc` has, 0 where there is none."""
+        return self._machine.size_at(pc)
 
     def run(
         self,

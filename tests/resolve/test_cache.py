@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from sqltrace.cli import main
 from sqltrace.errors import NoSQLiteError
 from sqltrace.resolution import Field, Function, Resolution
-from sqltrace.resolve import Overrides, cache, resolve_cached
+from sqltrace.resolve import Overrides, cache, clear_cache, resolve_cached
 from tests.support.sqlite_builds import build_twin
 
 LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
@@ -147,3 +149,87 @@ def test_concurrent_writers_and_a_clearing_do_not_disturb_each_other(home: Path)
         results = list(pool.map(work, range(12)))
     assert all(r == expected for r in results if isinstance(r, Resolution))
     assert {f.suffix for f in home.iterdir()} <= {".json"}
+
+
+def without_build_id(path: Path) -> Path:
+    subprocess.run(["objcopy", "--remove-section", ".note.gnu.build-id", build_twin().stripped, path], check=True)
+    return path
+
+
+def let_it_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time() + 10
+    monkeypatch.setattr(cache.time, "time", lambda: now)
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    found: list[int] = []
+    add_content = cache._add_content
+    monkeypatch.setattr(cache, "_add_content", lambda d, i: (found.append(i.size), add_content(d, i)))
+    return found
+
+
+def test_a_file_without_a_build_id_is_hashed_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = without_build_id(tmp_path / "file")
+    let_it_settle(monkeypatch)
+    times = hashed(monkeypatch)
+    first = resolve_cached(file)
+    assert first.build_id is None
+    assert len(times) == 1
+    forbid_resolving(monkeypatch)
+    assert resolve_cached(file) == first
+    assert len(times) == 1
+    copy = tmp_path / "copy"
+    shutil.copy(file, copy)
+    assert resolve_cached(copy).functions == first.functions
+    assert len(times) == 2
+
+
+def test_a_file_that_has_just_changed_is_hashed_every_time(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = without_build_id(tmp_path / "file")
+    times = hashed(monkeypatch)
+    assert resolve_cached(file) == resolve_cached(file)
+    assert len(times) == 2
+
+
+def test_a_file_that_was_written_over_is_another_file(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = without_build_id(tmp_path / "file")
+    let_it_settle(monkeypatch)
+    step = resolve_cached(file).functions["sqlite3_step"].address
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[step - 16] ^= 1  # behind the first 64 KiB, and the size and the time of the content stay
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    resolved = []
+    resolve_image = cache.resolve_image
+    monkeypatch.setattr(cache, "resolve_image", lambda image: (resolved.append(image), resolve_image(image))[1])
+    assert resolve_cached(file).functions["sqlite3_step"].address == step
+    assert len(resolved) == 1
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b'{"content": 7}', b'{"content": "../../x"}', b'{"content": "%s"}'])
+def test_a_poisoned_hash_leads_nowhere_else(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, garbage: bytes
+) -> None:
+    file = without_build_id(tmp_path / "file")
+    let_it_settle(monkeypatch)
+    first = resolve_cached(file)
+    (entry,) = home.glob("*.hash")
+    entry.write_bytes(garbage.replace(b"%s", b"0" * 64))
+    assert resolve_cached(file) == first
+    assert clear_cache() >= 1
+    assert not list(home.iterdir())
+
+
+def test_no_cache_neither_asks_nor_remembers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = resolve_cached(build_twin().stripped, use_cache=False)
+    assert not home.exists()
+    resolve_cached(build_twin().stripped)
+    forbid_resolving(monkeypatch)
+    assert resolve_cached(build_twin().stripped) == first
+    with pytest.raises(pytest.fail.Exception):
+        resolve_cached(build_twin().stripped, use_cache=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sqltrace.errors import UsageError
+from sqltrace.errors import ResolutionError, UsageError
 from sqltrace.resolve import Overrides, parse_overrides, resolve
 from tests.support.sqlite_builds import build_twin
 
@@ -60,6 +60,7 @@ def test_a_malformed_offset_is_explained(text: str) -> None:
         '{"Vdbe.zSql": true}',
         '{"Vdbe.zSql": {"offset": 8, "size": 3}}',
         '{"Vdbe.zSql": {"offset": 8, "size": []}}',
+        '{"Vdbe.zSql": {"offset": 12, "size": 8}}',
     ],
 )
 def test_a_malformed_layout_is_explained(tmp_path: Path, content: str) -> None:
@@ -71,3 +72,36 @@ def test_a_malformed_layout_is_explained(tmp_path: Path, content: str) -> None:
 def test_a_missing_layout_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         parse_overrides([], tmp_path / "missing")
+
+
+def without_unwind_data(tmp_path: Path) -> Path:
+    """Return a stripped program whose table of functions cannot be found: only its code tells."""
+    content = bytearray(build_twin().stripped.read_bytes())
+    headers, size, count = int.from_bytes(content[32:40], "little"), 56, int.from_bytes(content[56:58], "little")
+    for at in range(headers, headers + size * count, size):
+        if content[at : at + 4] == (0x6474E550).to_bytes(4, "little"):
+            content[at : at + 4] = bytes(4)
+    (tmp_path / "program").write_bytes(content)
+    return tmp_path / "program"
+
+
+@pytest.mark.parametrize("unwind", [True, False])
+@pytest.mark.parametrize("distance", [1, 2, 4, 7, 64])
+def test_no_function_starts_in_the_middle_of_another(tmp_path: Path, distance: int, unwind: bool) -> None:
+    program = build_twin().stripped if unwind else without_unwind_data(tmp_path)
+    step = resolve(build_twin().stripped).functions["sqlite3_step"].address
+    overrides = Overrides({"sqlite3_step": step + distance})
+    with pytest.raises(ResolutionError, match=r"sqlite3_step at 0x\w+ .*; correct --offset"):
+        resolve(program, overrides=overrides)
+
+
+def test_a_right_address_is_accepted_without_unwind_data(tmp_path: Path) -> None:
+    program = without_unwind_data(tmp_path)
+    addresses = {name: f.address for name, f in resolve(build_twin().stripped).functions.items()}
+    found = resolve(program, overrides=Overrides(addresses))
+    assert {name: f.address for name, f in found.functions.items()} == addresses
+
+
+def test_no_function_lies_in_data() -> None:
+    with pytest.raises(ResolutionError, match="would not lie in executable code; correct --offset"):
+        resolve(build_twin().stripped, overrides=Overrides({"sqlite3_step": 64}))
