@@ -33,7 +33,7 @@ _MAPPED_SIZE: Final = 48 << 20
 """Files from this size on are mapped instead of read: reading 280 MiB takes 1.1 s from a cold cache.
 A mapped file that is cut short meanwhile kills us (SIGBUS), so that smaller files are read."""
 
-_COPY: Final = 4 << 20
+_COPY: Final = 1 << 18
 _PAGE: Final = 4096
 _LARGEST: Final = 4 << 30
 """More than this is not searched; the largest programs that were met have a tenth of it."""
@@ -197,21 +197,28 @@ class Image(ABC):
         end = data.find(b"\0")
         return None if end < 0 else data[:end]
 
-    def find_all(self, patterns: Collection[bytes], segments: Iterable[Segment]) -> Iterator[tuple[int, bytes]]:
-        """Yield (address, pattern) wherever one of the patterns occurs in these segments.
+    def find_ends(self, texts: Collection[bytes], segments: Iterable[Segment]) -> Iterator[tuple[int, bytes]]:
+        """Yield (address, text) wherever a zero-terminated string in these segments ends with one of the texts.
 
-        In copies of 4 MiB: mmap.find compares byte by byte, bytes.find is ten times as fast.
+        numpy looks for zeros behind the last two letters of a text.  One bytes.find for each of twenty texts takes
+        three times as long, a regular expression of all of them ten times.
         """
-        overlap = max(map(len, patterns), default=1) - 1
+        tails = np.zeros(1 << 16, bool)
+        for text in texts:
+            tails[text[-2] | text[-1] << 8] = True
+        longest = max(map(len, texts), default=0)
         for segment in segments:
             for start in range(0, segment.size, _COPY):
                 at = segment.offset + start
-                chunk = bytes(self.data[at : min(at + _COPY + overlap, segment.offset + segment.size)])
-                for pattern in patterns:
-                    found = chunk.find(pattern)
-                    while 0 <= found < _COPY:
-                        yield segment.address + start + found, pattern
-                        found = chunk.find(pattern, found + 1)
+                # Text in front of the chunk may belong to a string that ends in it.
+                chunk = self.array[max(at - 2, segment.offset) : min(at + _COPY, segment.offset + segment.size)]
+                last = np.flatnonzero((chunk[2:] == 0) & (chunk[1:-1] != 0))
+                letters = chunk[last] | chunk[last + 1].astype(np.uint16) << np.uint16(8)
+                for end in (last[tails[letters]] + 2 + max(at - 2, segment.offset)).tolist():
+                    string = self.data[max(segment.offset, end - longest) : end]
+                    for text in texts:
+                        if string.endswith(text):
+                            yield segment.address + end - len(text) - segment.offset, text
 
     def search(self, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
         """Yield the matches of a regular expression in what is loaded (not in what is merely appended)."""

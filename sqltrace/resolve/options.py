@@ -13,7 +13,6 @@ import numpy as np
 
 from sqltrace.resolve.image import Image, PointerTable
 
-_ANCHOR: Final = b"\0THREADSAFE="
 _ANCHORS: Final = (b"THREADSAFE=0", b"THREADSAFE=1", b"THREADSAFE=2")
 _OPTION: Final = re.compile(r"[A-Z0-9_]{3,}(=.*)?")
 _MOST: Final = 500
@@ -30,11 +29,9 @@ def _option_at(image: Image, table: PointerTable, index: int) -> str | None:
 def compile_options(image: Image) -> frozenset[str] | None:
     """Return the options, as in {"OMIT_TRACE", "THREADSAFE=1"}; None when the file has no (or no single) list."""
     lists = set()
-    for address, _ in image.find_all([_ANCHOR], image.constants):
-        if image.cstring(address + 1) not in _ANCHORS:
-            continue
+    for address, _ in image.find_ends(_ANCHORS, image.constants):
         for table in image.pointers:
-            for index in np.flatnonzero(table.words == np.uint64(address + 1)).tolist():
+            for index in np.flatnonzero(table.words == np.uint64(address)).tolist():
                 lists.add(_around(image, table, index))
     return lists.pop() if len(lists) == 1 else None
 

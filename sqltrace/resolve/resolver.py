@@ -25,7 +25,7 @@ from sqltrace.resolve.claims import Claims, Detail, FieldClaim
 from sqltrace.resolve.code import CHUNK, executor_of
 from sqltrace.resolve.features import features_off
 from sqltrace.resolve.formats import read_image, read_images
-from sqltrace.resolve.image import Image
+from sqltrace.resolve.image import Image, Segment
 from sqltrace.resolve.options import compile_options
 from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.releases import release_of, version_text
@@ -112,13 +112,18 @@ def explain_image(image: Image, *, overrides: Overrides | None = None) -> Explai
 
 
 def source_ids(image: Image) -> set[str]:
-    """Return the texts in the file's loaded part that look like SQLite's source id.
+    """Return the texts that look like SQLite's source id, from code only where there are none among the data.
 
-    Every file that a process maps is asked.  numpy finds the date's two hyphens six times as fast as the regular
-    expression its beginning.
+    Every file that a process maps is asked.
     """
+    code = [s for s in image.segments if s.executable]
+    return _source_ids(image, [s for s in image.segments if not s.executable]) or _source_ids(image, code)
+
+
+def _source_ids(image: Image, segments: Iterable[Segment]) -> set[str]:
+    """Look for the date's two hyphens: numpy is six times as fast as the regular expression is at its beginning."""
     found = set()
-    for segment in image.segments:
+    for segment in segments:
         content = image.array[segment.offset : segment.offset + segment.size]
         last = len(content) - _SECOND_HYPHEN
         for start in range(0, last, CHUNK):

@@ -79,8 +79,8 @@ class StringEvidence:
 def _anchor_addresses(image: Image) -> dict[int, str]:
     """Return where the messages lie, and which anchor each belongs to."""
     # The end of a string counts, not its start: linkers let one string be the tail of another.
-    names = {text + b"\0": name for name, texts in _ANCHORS.items() for text in texts}
-    return {address: names[text] for address, text in image.find_all(list(names), image.constants)}
+    names = {text: name for name, texts in _ANCHORS.items() for text in texts}
+    return {address: names[text] for address, text in image.find_ends(names, image.constants)}
 
 
 def string_evidence(image: Image, executor: Executor) -> StringEvidence:

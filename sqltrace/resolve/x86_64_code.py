@@ -35,14 +35,13 @@ def _positions(code: Bytes, byte: int, mask: int = 0xFF) -> Addresses:
 
 
 def _lea_positions(code: Bytes) -> Addresses:
-    """Return where `lea reg, [rip + x]` may stand."""
+    """Return where `lea reg, [rip + x]` may stand: REX.W, 8D, and a ModRM byte that says rip."""
     found = [np.zeros(0, np.int64)]
     for start in range(0, len(code) - 6, CHUNK):
-        rex = code[start : min(start + CHUNK, len(code) - 6)]
-        behind = code[start + 1 : start + 1 + len(rex)], code[start + 2 : start + 2 + len(rex)]
-        lea = (behind[0] == 0x8D) & ((behind[1] & np.uint8(0xC7)) == 0x05)
-        lea &= (rex & np.uint8(0xFB)) == 0x48
-        found.append(np.flatnonzero(lea) + start)
+        chunk = code[start : min(start + CHUNK, len(code) - 6) + 2]
+        at = np.flatnonzero(chunk[1:-1] == 0x8D)
+        at = at[((chunk[at] & 0xFB) == 0x48) & ((chunk[at + 2] & 0xC7) == 0x05)]
+        found.append(at + start)
     return np.concatenate(found)
 
 

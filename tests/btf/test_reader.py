@@ -16,7 +16,7 @@ from sqltrace.btf import store
 from sqltrace.btf.format import HEADER, MAGIC, MEMBER, RECORD, Kind
 from sqltrace.btf.listing import struct_lines
 from sqltrace.btf.reader import Btf, BtfError, Place
-from sqltrace.btf.relayout import relaid
+from sqltrace.btf.relayout import laid_out_anew
 from sqltrace.btf.writer import encode
 from sqltrace.errors import SqltraceError
 
@@ -67,7 +67,7 @@ def test_writing_what_was_read_gives_the_same_file(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(store.files()))
 def test_laying_out_anew_what_did_not_change_changes_nothing(name: str) -> None:
     btf = Btf.parse(store.files()[name])
-    assert relaid(btf, {}).types == btf.types
+    assert laid_out_anew(btf).types == btf.types
 
 
 def test_a_path_leads_through_structs_arrays_and_bit_fields() -> None:
@@ -136,7 +136,7 @@ def test_a_struct_within_itself_ends() -> None:
     assert btf.place("A.x") is None
     assert list(struct_lines(btf, "A"))
     with pytest.raises(BtfError, match="without end"):
-        relaid(btf, {})
+        laid_out_anew(btf)
 
 
 def test_nameless_structs_that_double_at_each_level_are_searched_once() -> None:
@@ -155,7 +155,7 @@ def use(data: bytes) -> None:
                 btf.place(f"{name}.{member.name}")
             btf.sizeof(name)
             list(struct_lines(btf, name))
-        relaid(btf, {})
+        laid_out_anew(btf)
     except BtfError:
         pass
 

@@ -8,7 +8,7 @@ import pytest
 
 from sqltrace.errors import AmbiguousResolutionError, ResolutionError
 from sqltrace.resolution import Evidence, FeatureOff, Field, Resolution
-from sqltrace.resolve import Overrides, describe, resolve, resolver
+from sqltrace.resolve import describe, resolve, resolver
 from sqltrace.resolve.api_table import ApiTable
 from sqltrace.resolve.claims import Claims, FieldClaim
 from sqltrace.resolve.strings import StringEvidence
@@ -79,14 +79,6 @@ def test_what_is_required_and_not_found_is_named_with_the_remedy(monkeypatch: py
     monkeypatch.setattr(resolver, "string_evidence", lambda *_: StringEvidence(3, {}))
     with pytest.raises(ResolutionError, match=r"3\.50\.4, but sqlite3_step and sqlite3_reset .*--offset"):
         resolve(build_twin().stripped)
-
-
-@pytest.mark.parametrize(("shift", "message"), [(1, "in mid-function"), (-(1 << 40), "executable code")])
-def test_an_override_must_be_the_start_of_a_function(shift: int, message: str) -> None:
-    twin = build_twin()
-    step = resolve(twin.stripped).functions["sqlite3_step"].address
-    with pytest.raises(ResolutionError, match=message):
-        resolve(twin.stripped, overrides=Overrides(functions={"sqlite3_step": step + shift}))
 
 
 def test_a_description_aligns_its_columns_and_shows_no_control_characters() -> None:
