@@ -82,7 +82,7 @@ catalogue-check: setup-catalogue
 	@nice $(BIN)/python -m sqltrace.btf.generate --check 3.19.3 3.38.2 3.54.1
 
 setup-catalogue: setup
-	$(call debian,gcc libc6-dev dwarves $(if $(shell command -v npm),,nodejs npm))
+	$(call debian,gcc libc6-dev dwarves make tcl $(if $(shell command -v npm),,nodejs npm))
 
 clean:
 	rm -rf .venv build dist demo.jsonl *.egg-info

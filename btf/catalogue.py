@@ -4,7 +4,7 @@
 some members, it returns the places on which all variants agree that are still possible.  `layout_for` is for one
 variant that is known.
 
-85 releases are covered: those whose source could be had as a package.  Another one is answered from a covered one:
+86 releases are covered: those whose source could be had as a package.  Another one is answered from a covered one:
 of the same minor version (the next later, else the last), else from the next later covered release.  Compared with
 the sources of the 27 releases from 3.20 on that are not covered, that gave the right places for every member that
 hooks use; "the nearest earlier release" would have been wrong for seven.  Before 3.16 layouts changed from release to

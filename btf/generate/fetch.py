@@ -2,7 +2,7 @@
 
 sqlite.org offers only the newest releases' sources to download by a known name, but bindings bundle the
 amalgamation (sqlite3.c): sources.csv says which version of which package on npm or PyPI holds which release, and
-where in its archive.  `!` in such a path separates an archive from the path inside it; the first folder of the
+where in its archive; or of which Debian suite the source package is (apt.py).  `!` in such a path separates an archive from the path inside it; the first folder of the
 outer path, which every package names differently, is left out.
 
 A few of them are not the vanilla source; `vanilla` undoes what their owners did.
@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sqltrace.btf.generate import apt
 from sqltrace.errors import SqltraceError
 
 SOURCES: Final = Path(__file__).with_name("sources.csv")
+_JOINED: Final = {"npm": "@", "pypi": "==", "apt": "="}
 
 
 _CODEC: Final = re.compile(r"^#define SQLITE_HAS_CODEC\b.*|^#include <stropts\.h>", re.MULTILINE)
@@ -57,7 +59,7 @@ class Source:
     @property
     def package_name(self) -> str:
         """The package with its version, as the registry's own client takes it."""
-        return f"{self.package}{'==' if self.registry == 'pypi' else '@'}{self.package_version}"
+        return f"{self.package}{_JOINED[self.registry]}{self.package_version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ def vanilla(text: str) -> str:
 
 
 def _download(source: Source) -> bytes:
+    if source.registry == "apt":
+        return apt.amalgamation(source.package, source.package_version, source.path)
     with tempfile.TemporaryDirectory() as folder:
         if source.registry == "npm":
             command = ["npm", "pack", "--silent", source.package_name]
