@@ -42,23 +42,27 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """Probes were placed in a file; `path` is the file as the process names it.
+    """Probes were placed in a file; ``path` is the file as the process names it, if it was met in one.
 
     `sites` tells for each function where in it the probe is, in words of the backend: `+4 push`.
     """
 
-    pid: int
+    pid: int | None
     path: str
     resolution: Resolution
     attach_ms: float
     sites: Mapping[str, str] = field(default_factory=dict)
+    processes: int | None = None
+    """How many processes had it mapped when the whole machine was searched; else None."""
+    late: bool = False
+    """A process had it mapped and was running before the probes were there; what it executed until then is not seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
     """A file of a process holds SQLite that cannot be probed, or a process cannot be followed: why."""
 
-    pid: int
+    pid: int | None
     path: str
     reason: str
 
@@ -147,4 +151,10 @@ class Backend(Protocol):
         """Join running processes.
 
         Raises NoSQLiteError when none of them has SQLite mapped, TargetError when one cannot be observed.
+        """
+
+    def watch(self, exe: str | None, resolve: Resolve, options: Options) -> Trace:
+        """Observe every process of an executable file, now and later; None: everything with SQLite on the machine.
+
+        Raises TargetError when there is no such file, BackendError when this backend cannot.
         """

@@ -26,6 +26,7 @@ struct hold_options {
 };
 
 BPF_HASH(held, u32, struct hold, 4096); /* by thread */
+BPF_HASH(chosen, u64, u8, 64); /* inode numbers of files whose processes are followed */
 BPF_RINGBUF_OUTPUT(holds, 1);           /* wakes the holder; it reads `held` */
 BPF_ARRAY(hold_options, struct hold_options, 1);
 BPF_ARRAY(dawdles, struct dawdle, 1);
@@ -39,6 +40,21 @@ static __always_inline void stop_by_signal(struct hold *h)
   bpf_send_signal(SIGSTOP);
 }
 
+/* Says that the process has mapped code.  Returns 0 when user space will hear of it. */
+static __always_inline int tell_mapping(u32 tgid, u32 tid, u64 now)
+{
+  struct record_mapping r = {};
+  r.header.type = RECORD_MAPPING;
+  r.header.size = sizeof(r);
+  r.pid = tgid;
+  r.tid = tid;
+  r.time_ns = now;
+  if (!records.ringbuf_output(&r, sizeof(r), 0))
+    return 0;
+  count(LOST_MAPPING);
+  return 1;
+}
+
 /*
  * Asks for the current thread to be held until user space has looked at what it mapped.  Returns 1 when it must wait
  * for the holder here.
@@ -48,21 +64,16 @@ static __always_inline void stop_by_signal(struct hold *h)
  */
 static __always_inline int ask_for_hold(u32 tgid)
 {
-  struct record_mapping r = {};
   u64 now = bpf_ktime_get_ns();
   struct hold h = {.since = now, .state = HOLD_WAITING, .tgid = tgid};
   u32 tid = bpf_get_current_pid_tgid();
   int zero = 0;
   struct hold_options *o = hold_options.lookup(&zero);
-  r.header.type = RECORD_MAPPING;
-  r.header.size = sizeof(r);
-  r.pid = tgid;
-  r.tid = tid;
-  r.time_ns = now;
+  if (!o)
+    return 0;
   held.update(&tid, &h);
-  if (!o || records.ringbuf_output(&r, sizeof(r), 0)) {
-    held.delete(&tid);
-    count(LOST_MAPPING); /* nobody would wake it: let it run */
+  if (tell_mapping(tgid, tid, now)) {
+    held.delete(&tid); /* nobody would wake it: let it run */
     return 0;
   }
   if (o->patience_ns)
@@ -124,8 +135,17 @@ int exec_waits(struct bpf_raw_tracepoint_args *ctx)
 /* The dynamic loader's debug hook: it calls this empty function whenever its list of libraries has changed. */
 int loader_entry(struct pt_regs *ctx)
 {
-  if (current_follow() && ask_for_hold(bpf_get_current_pid_tgid() >> 32))
+  u32 tgid = bpf_get_current_pid_tgid() >> 32;
+  if (FOLLOW_EVERYONE) {
+    /* Never held: a tracer that hangs would stop the whole machine. */
+    if (tgid != OWN_PID)
+      tell_mapping(tgid, 0, bpf_ktime_get_ns());
+    return 0;
+  }
+  if (current_follow() && ask_for_hold(tgid)) {
     loader_tails.call(ctx, 0);
+    give_up();
+  }
   return 0;
 }
 
@@ -133,7 +153,7 @@ int loader_entry(struct pt_regs *ctx)
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
   u32 parent = bpf_get_current_pid_tgid() >> 32, pid = 0, tgid = 0;
-  if (!FOLLOW_CHILDREN || !followed.lookup(&parent))
+  if (!(FOLLOW_CHILDREN || FOLLOW_FILES) || FOLLOW_EVERYONE || !followed.lookup(&parent))
     return 0;
   bpf_probe_read_kernel(&pid, sizeof(pid), (void *)(ctx->args[1] + TASK_PID));
   bpf_probe_read_kernel(&tgid, sizeof(tgid), (void *)(ctx->args[1] + TASK_TGID));
@@ -144,16 +164,37 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
   return 0;
 }
 
+/* Whether a file that was executed may be one of those that are chosen: user space compares more than the number. */
+static __always_inline int may_be_chosen(u64 bprm)
+{
+  u64 at = 0, number = 0;
+  bpf_probe_read_kernel(&at, sizeof(at), (void *)(bprm + BPRM_FILE));
+  bpf_probe_read_kernel(&at, sizeof(at), (void *)(at + FILE_INODE));
+  bpf_probe_read_kernel(&number, sizeof(number), (void *)(at + INODE_NUMBER));
+  return chosen.lookup(&number) != 0;
+}
+
+/* args: task, its old pid, struct linux_binprm * */
 RAW_TRACEPOINT_PROBE(sched_process_exec)
 {
-  u32 tgid = bpf_get_current_pid_tgid() >> 32;
-  if (!current_follow())
-    return 0;
   u64 id = bpf_get_current_pid_tgid();
-  threads.delete(&id); /* its frames are on a stack that is gone */
-  tell_process(tgid, 0, PROCESS_EXEC, -1);
-  if (ask_for_hold(tgid))
+  u32 tgid = id >> 32;
+  struct follow *f = followed.lookup(&tgid);
+  if (f) {
+    announce(f, tgid);
+    threads.delete(&id); /* its frames are on a stack that is gone */
+    tell_process(tgid, 0, PROCESS_EXEC, -1);
+  }
+  if (FOLLOW_EVERYONE) {
+    tell_mapping(tgid, 0, bpf_ktime_get_ns());
+    return 0;
+  }
+  if (!f && !(FOLLOW_FILES && may_be_chosen(ctx->args[2])))
+    return 0;
+  if (ask_for_hold(tgid)) {
     exec_tails.call(ctx, 0);
+    give_up();
+  }
   return 0;
 }
 

@@ -97,7 +97,7 @@ struct record_database { /* 40 bytes, then `length` bytes of Pager.zFilename, wi
 struct record_process { /* 64 bytes */
   struct record_header header;
   u32 pid;
-  u32 parent; /* PROCESS_FORK: the parent's pid; else 0 */
+  u32 parent; /* PROCESS_FORK: the parent's pid, or 0: it was there, and is met by its first hit; else 0 */
   u64 time_ns;
   u64 cgroup_id;
   u32 uid;

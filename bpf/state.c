@@ -1,8 +1,8 @@
 /*
  * What the probes remember: maps, the structs in them, and how they are reached.
  *
- * Defined by the loader: RING_PAGES, FOLLOW_CHILDREN (0 or 1), and TASK_PID, TASK_TGID, TASK_EXIT_CODE, offsets in
- * struct task_struct.
+ * Defined by the loader: RING_PAGES; FOLLOW_CHILDREN, FOLLOW_EVERYONE, FOLLOW_FILES (0 or 1); OWN_PID; and TASK_PID,
+ * TASK_TGID, TASK_EXIT_CODE, BPRM_FILE, FILE_INODE, INODE_NUMBER, offsets in the kernel's structs.
  * Scratch memory belongs to a thread, not to a CPU: a uprobe's program can be preempted by another one on its CPU.
  */
 #include <uapi/linux/ptrace.h>
@@ -195,6 +195,11 @@ static __always_inline struct follow *current_follow(void)
 {
   u32 tgid = bpf_get_current_pid_tgid() >> 32;
   struct follow *f = followed.lookup(&tgid);
+  if (!f && FOLLOW_EVERYONE && tgid != OWN_PID) { /* it shows itself by its first hit */
+    struct follow met = {.unannounced = 1};
+    followed.update(&tgid, &met);
+    f = followed.lookup(&tgid);
+  }
   if (f)
     announce(f, tgid);
   return f;

@@ -176,7 +176,8 @@ class Session:
     def _probed(self, item: Probed) -> None:
         r = item.resolution
         self.totals.probed.append(item.path)
-        self._notice(f"{item.path}: SQLite {r.sqlite_version or 'of unknown version'}")
+        users = "" if item.processes is None else f", in {item.processes} process{'' if item.processes == 1 else 'es'}"
+        self._notice(f"{item.path}: SQLite {r.sqlite_version or 'of unknown version'}{users}")
         for off in r.features_off:
             self._notice(f"{item.path}: {off.feature} is not reported: {off.reason}")
         self._emit(
@@ -192,6 +193,8 @@ class Session:
                 "features_off": [{"feature": f.feature, "reason": f.reason} for f in r.features_off],
                 "sites": dict(item.sites),
                 "attach_ms": item.attach_ms,
+                "processes": item.processes,
+                "late": item.late,
             },
         )
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from sqltrace.backends.base import Availability, Options, Resolve, Trace
+from sqltrace.backends.bcc.scope import Scope
 from sqltrace.backends.bcc.trace import BccTrace
 from sqltrace.backends.proc_maps import mapped_files, no_sqlite
 from sqltrace.errors import BackendUnavailableError, ResolutionError
@@ -63,19 +64,29 @@ class BccBackend:
                 return Availability(False, what, "use --backend frida")
         return Availability(True)
 
-    def _trace(self, resolve: Resolve, options: Options) -> BccTrace:
+    def _trace(self, resolve: Resolve, options: Options, scope: Scope | None = None) -> BccTrace:
         availability = self.available()
         if not availability.ok:
             raise BackendUnavailableError(
                 f"the bcc backend does not work here: {availability.reason}. Remedy: {availability.remedy}."
             )
-        return BccTrace(resolve, options)
+        return BccTrace(resolve, options, scope or Scope())
 
     def run(self, argv: Sequence[str], resolve: Resolve, options: Options) -> Trace:
         """Start a command under observation."""
         trace = self._trace(resolve, options)
         try:
             trace.launch(argv)
+        except BaseException:
+            trace.detach()
+            raise
+        return trace
+
+    def watch(self, exe: str | None, resolve: Resolve, options: Options) -> Trace:
+        """Observe every process of a file, or everything."""
+        trace = self._trace(resolve, options, Scope(everyone=exe is None, exe=exe))
+        try:
+            trace.search()
         except BaseException:
             trace.detach()
             raise

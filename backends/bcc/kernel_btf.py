@@ -67,11 +67,24 @@ def _members(types: bytes, at: int, count: int, has_bitfields: bool, strings: by
     return found
 
 
-def task_struct_offsets() -> dict[str, int]:
-    """Return where `pid`, `tgid` and `exit_code` lie in the running kernel's `task_struct`."""
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "task_struct": ("pid", "tgid", "exit_code"),
+    "linux_binprm": ("file",),
+    "file": ("f_inode",),
+    "inode": ("i_ino",),
+}
+
+
+def kernel_offsets() -> dict[tuple[str, str], int]:
+    """Return where (struct, member) lie in the running kernel, for all that bpf/follow.c reads."""
     try:
         with open(VMLINUX, "rb") as stream:
-            return member_offsets("task_struct", ("pid", "tgid", "exit_code"), stream.read())
+            data = stream.read()
+        return {
+            (struct_name, member): offset
+            for struct_name, members in _NEEDED.items()
+            for member, offset in member_offsets(struct_name, members, data).items()
+        }
     except (OSError, ValueError) as error:
         raise BackendUnavailableError(
             f"the kernel's type information in {VMLINUX} cannot be used ({error}). Use --backend frida."

@@ -18,7 +18,7 @@ import numpy as np
 
 import sqltrace.bpf
 from sqltrace.backends.bcc import links
-from sqltrace.backends.bcc.kernel_btf import task_struct_offsets
+from sqltrace.backends.bcc.kernel_btf import kernel_offsets
 from sqltrace.errors import BackendError, BackendUnavailableError
 from sqltrace.events.wire import INCOMPLETE, NO_COUNTERS, STATEMENT, End, RecordType, StatementBatch
 
@@ -65,7 +65,8 @@ class ProbeOffsets:
 class ProbeObject:
     """The loaded BPF object."""
 
-    def __init__(self, ring_bytes: int, *, follow_children: bool) -> None:
+    def __init__(self, ring_bytes: int, *, follow_children: bool, everyone: bool = False, files: bool = False) -> None:
+        """Compile and load.  everyone: processes are met by their first hit; files: `choose` is going to be used."""
         os.environ["BCC_KERNEL_SOURCE"] = str(_SOURCES / "shim")
         try:
             from bcc import BPF  # noqa: PLC0415 - takes 0.1 s and may be missing
@@ -73,14 +74,20 @@ class ProbeObject:
             raise BackendUnavailableError(
                 f"Python cannot import bcc ({error}). Install Debian's python3-bpfcc, or use --backend frida."
             ) from error
-        task = task_struct_offsets()
+        kernel = kernel_offsets()
         flags = [
             f"-I{_SOURCES}",
             f"-DRING_PAGES={ring_bytes // _PAGE}",
-            f"-DTASK_PID={task['pid']}",
-            f"-DTASK_TGID={task['tgid']}",
-            f"-DTASK_EXIT_CODE={task['exit_code']}",
+            f"-DTASK_PID={kernel['task_struct', 'pid']}",
+            f"-DTASK_TGID={kernel['task_struct', 'tgid']}",
+            f"-DTASK_EXIT_CODE={kernel['task_struct', 'exit_code']}",
+            f"-DBPRM_FILE={kernel['linux_binprm', 'file']}",
+            f"-DFILE_INODE={kernel['file', 'f_inode']}",
+            f"-DINODE_NUMBER={kernel['inode', 'i_ino']}",
             f"-DFOLLOW_CHILDREN={int(follow_children)}",
+            f"-DFOLLOW_EVERYONE={int(everyone)}",
+            f"-DFOLLOW_FILES={int(files)}",
+            f"-DOWN_PID={os.getpid()}",
             "-Wno-everything",  # bcc's own headers warn on every compile
         ]
         try:
@@ -169,6 +176,10 @@ class ProbeObject:
         """Report what this process does."""
         table = self._bpf["followed"]
         table[ctypes.c_uint32(pid)] = table.Leaf(0, 0)
+
+    def choose(self, inode: int) -> None:
+        """Hold every process that executes a file with this inode number, and report a mapping."""
+        self._bpf["chosen"][ctypes.c_uint64(inode)] = ctypes.c_uint8(1)
 
     def unfollow(self, pid: int) -> None:
         """Stop reporting it."""

@@ -11,17 +11,19 @@ import contextlib
 import os
 import select
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from sqltrace.backends.base import Counts, Ended, Item, Options, Probed, Refused, Resolve, Started
 from sqltrace.backends.bcc.holder import Holder
 from sqltrace.backends.bcc.program import COUNTS, ProbeObject, ProbeOffsets
 from sqltrace.backends.bcc.ringbuf import RingBuffer
+from sqltrace.backends.bcc.scope import ChosenFile, Scope, all_pids, system_libraries
 from sqltrace.backends.bcc.sites import BODY, probe_site
 from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
 from sqltrace.backends.launch.held import HeldChild
 from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files, no_sqlite
-from sqltrace.errors import NoSQLiteError, SqltraceError
+from sqltrace.errors import NoSQLiteError, SqltraceError, TargetError
 from sqltrace.events.enrich import read_process
 from sqltrace.events.wire import End, Mapping, ProcessAction, ProcessChange, layout_words
 from sqltrace.resolution import Resolution
@@ -37,10 +39,17 @@ _DETACH_PATIENCE = 2.0
 class BccTrace:
     """Implements sqltrace.backends.base.Trace."""
 
-    def __init__(self, resolve: Resolve, options: Options) -> None:
+    def __init__(self, resolve: Resolve, options: Options, scope: Scope) -> None:
         self._resolve = resolve
         self._options = options
-        self._object = ProbeObject(options.ring_bytes, follow_children=options.follow)
+        self._scope = scope
+        self._file = ChosenFile(scope.exe) if scope.exe else None
+        self._object = ProbeObject(
+            options.ring_bytes,
+            follow_children=options.follow,
+            everyone=scope.everyone,
+            files=self._file is not None,
+        )
         self._ring = RingBuffer(self._object.ring_fd, options.ring_bytes)
         self._holder = Holder(self._object.held_fd, self._object.holds_fd)
         self._object.hold_by(self._holder.cpu)
@@ -68,13 +77,43 @@ class BccTrace:
     def join(self, pids: Sequence[int]) -> None:
         """Probe running processes.  Raises NoSQLiteError when there is no SQLite in any of them."""
         for pid in pids:
-            self._look_at(pid)
+            self._look_at(pid, late=True)
             self._adopt(pid, parent=0)
         if not any(isinstance(item, Probed) for item in self._pending):
             reasons = [item.reason for item in self._pending if isinstance(item, Refused)]
             if reasons:
                 raise NoSQLiteError(reasons[0])
             raise no_sqlite(pids)
+
+    def search(self) -> None:
+        """Look at every process that is there, as the scope says; new ones show themselves."""
+        if self._file is not None:
+            self._choose(self._file)
+            return
+        mapped: dict[Inode, tuple[int, MappedFile]] = {}
+        users: Counter[Inode] = Counter()
+        for pid in all_pids():
+            with contextlib.suppress(TargetError):
+                for file in mapped_files(pid):
+                    mapped.setdefault(file.inode, (pid, file))
+                    users[file.inode] += 1
+                self._probe_loader(pid)
+        for inode, (pid, file) in mapped.items():
+            self._meet(pid, file, users[inode], late=True)
+        for file in system_libraries():
+            self._meet(None, file, 0)
+
+    def _choose(self, file: ChosenFile) -> None:
+        self._object.choose(file.number)
+        for pid in all_pids():
+            if file.runs_in(pid):
+                self._join_chosen(pid, late=True)
+
+    def _join_chosen(self, pid: int, *, late: bool = False) -> None:
+        if pid not in self._pids:
+            self._adopt(pid, parent=0)
+            with contextlib.suppress(TargetError):
+                self._look_at(pid, late=late)
 
     def _adopt(self, pid: int, parent: int) -> None:
         self._object.follow(pid)
@@ -88,19 +127,22 @@ class BccTrace:
 
     # -- probing
 
-    def _look_at(self, pid: int) -> None:
+    def _look_at(self, pid: int, *, late: bool = False) -> None:
         """Probe every file that the process has mapped and that we have not met yet."""
         self._probe_loader(pid)
         for mapped in mapped_files(pid):
-            if mapped.inode in self._seen:
-                continue
-            self._seen.add(mapped.inode)
-            try:
-                self._probe(pid, mapped)
-            except SqltraceError as error:
-                self._pending.append(Refused(pid, mapped.name, str(error)))
+            self._meet(pid, mapped, late=late)
 
-    def _probe(self, pid: int, mapped: MappedFile) -> None:
+    def _meet(self, pid: int | None, mapped: MappedFile, processes: int | None = None, *, late: bool = False) -> None:
+        if mapped.inode in self._seen:
+            return
+        self._seen.add(mapped.inode)
+        try:
+            self._probe(pid, mapped, processes, late=late)
+        except SqltraceError as error:
+            self._pending.append(Refused(pid, mapped.name, str(error)))
+
+    def _probe(self, pid: int | None, mapped: MappedFile, processes: int | None, *, late: bool) -> None:
         resolution = self._resolve(mapped.path)
         if resolution is None:
             return
@@ -112,7 +154,7 @@ class BccTrace:
         self._object.attach(mapped.path, offsets, self._object.layout_index(layout_words(resolution)))
         taken = (time.perf_counter() - start) * 1e3
         described = {name: f"+{site.offset} {site.kind}" for name, site in sites.items()}
-        self._pending.append(Probed(pid, mapped.name, resolution, round(taken, 3), described))
+        self._pending.append(Probed(pid, mapped.name, resolution, round(taken, 3), described, processes, late))
 
     def _probe_loader(self, pid: int) -> None:
         try:
@@ -143,8 +185,8 @@ class BccTrace:
 
     @property
     def alive(self) -> bool:
-        """Whether any followed process still runs."""
-        return bool(self._pids)
+        """Whether any followed process still runs, or one may come."""
+        return bool(self._pids) or self._scope.open
 
     @property
     def status(self) -> int | None:
@@ -163,34 +205,55 @@ class BccTrace:
             self._ring.wait(timeout)
         self._read()
         self._reap()
+        if self._file is not None and self._file.renewed():
+            self._choose(self._file)
         items, self._pending = self._pending, []
         return items
 
     def _read(self) -> int:
         records, malformed = self._ring.read()
         self._malformed += malformed
+        glimpsed: set[int] = set()
         for record in records:
             if isinstance(record, Mapping):
-                self._examine(record)
+                if record.tid:
+                    self._examine(record)
+                else:
+                    glimpsed.add(record.pid)
             elif isinstance(record, ProcessChange):
                 self._pending.append(record)
                 self._process_changed(record)
             else:
                 self._pending.append(record)
+        for pid in glimpsed:  # not held: it may be gone
+            with contextlib.suppress(TargetError):
+                self._look_at(pid, late=True)
         return len(records)
 
     def _examine(self, mapping: Mapping) -> None:
         try:
-            self._look_at(mapping.pid)
+            if self._file is None or self._belongs(mapping.pid):
+                self._look_at(mapping.pid)
         except SqltraceError as error:
             self._pending.append(Refused(mapping.pid, "", str(error)))
         finally:
             self._holder.release(mapping.tid)
 
+    def _belongs(self, pid: int) -> bool:
+        """Whether a process that is held is one of the chosen file's, or came out of one and is followed."""
+        assert self._file is not None  # noqa: S101 - asked only then
+        if self._file.runs_in(pid):
+            self._join_chosen(pid)
+        elif pid in self._pids and not self._options.follow:
+            self._pids.discard(pid)  # it executes another program now
+            self._object.unfollow(pid)
+        return pid in self._pids
+
     def _process_changed(self, change: ProcessChange) -> None:
         if change.action is ProcessAction.FORK:
-            self._pids.add(change.pid)
-            self._pending.append(Started(change.pid, change.parent))
+            if change.pid not in self._pids:
+                self._pids.add(change.pid)
+                self._pending.append(Started(change.pid, change.parent))
         else:
             self._finish(change.pid, End.EXIT)
             if change.action is ProcessAction.EXEC:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqltrace.backends.base import Availability, Options, Resolve, Trace
 from sqltrace.backends.frida.client import check
 from sqltrace.backends.frida.trace import FridaTrace
-from sqltrace.errors import BackendUnavailableError
+from sqltrace.errors import BackendError, BackendUnavailableError
 
 
 class FridaBackend:
@@ -57,3 +57,9 @@ class FridaBackend:
             trace.detach()
             raise
         return trace
+
+    def watch(self, exe: str | None, resolve: Resolve, options: Options) -> Trace:  # noqa: ARG002 - the contract's
+        """Refuse: Frida enters processes one by one, and cannot know of new ones in time."""
+        raise BackendError(
+            "the frida backend observes processes that it is given. Name them with -p, or use bcc as root."
+        )

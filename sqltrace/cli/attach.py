@@ -33,29 +33,36 @@ class Attach(Command):
     def configure(parser: argparse.ArgumentParser) -> None:
         """Declare the options."""
         tracing.add_options(parser)
-        parser.add_argument(
+        what = parser.add_mutually_exclusive_group(required=True)
+        what.add_argument(
             "-p",
             "--pid",
             action="append",
             type=parse_pids,
-            required=True,
             metavar="PID",
             help="a process id; may be repeated and may be a list",
+        )
+        what.add_argument("--exe", metavar="PATH", help="every process of this program, now and later (bcc)")
+        what.add_argument(
+            "--all", action="store_true", help="everything with SQLite on this machine, now and later (bcc)"
         )
 
     @staticmethod
     def execute(arguments: argparse.Namespace) -> int:
         """Join the processes, follow them until they end or the user has seen enough."""
-        pids = list(dict.fromkeys(pid for group in arguments.pid for pid in group))
+        pids = list(dict.fromkeys(pid for group in arguments.pid or () for pid in group))
         for pid in pids:
             if not os.path.exists(f"/proc/{pid}"):
                 raise TargetError(f"there is no process {pid}.")
             if pid == os.getpid():
                 raise TargetError(f"cannot attach to pid {pid}: that is sqltrace itself.")
-        backend = choose(arguments.backend, say=tracing.say if not arguments.quiet else None)
-        resolve = tracing.resolver(arguments)
+        name = arguments.backend
+        if not pids and name == "auto":
+            name = "bcc"  # the only one that learns of new processes
+        backend = choose(name, say=tracing.say if not arguments.quiet else None)
+        resolve, options = tracing.resolver(arguments), tracing.backend_options(arguments)
         with tracing.opened(arguments, backend) as session, signals(session, lambda: None):
-            trace = backend.attach(pids, resolve, tracing.backend_options(arguments))
+            trace = backend.attach(pids, resolve, options) if pids else backend.watch(arguments.exe, resolve, options)
             totals = session.follow(trace)
         tracing.summary(arguments, totals)
         return 0 if totals.output_error is None else totals.output_error.exit_code

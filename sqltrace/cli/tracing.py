@@ -147,7 +147,9 @@ def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, sessio
         limits=Limits(arguments.duration, arguments.limit, arguments.sql_limit),
         conditions=Conditions(tuple(arguments.db), arguments.sql, arguments.min_duration, arguments.errors_only),
         options=recorded | {"session": session_id},
-        notice=say if arguments.verbose else (lambda _: None),
+        notice=say
+        if arguments.verbose or (getattr(arguments, "all", False) and not arguments.quiet)
+        else lambda _: None,
     )
 
 
