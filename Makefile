@@ -1,6 +1,7 @@
 # make demo   sets everything up and traces a real `fossil new a`
 # make test   sets everything up and runs the tests
 # make test-all  the same with 18 more builds of SQLite for the resolver, half a minute each
+# make fuzz   feeds the readers of files with mutations for a minute each (FUZZ_SECONDS=600 FUZZ="elf macho")
 # make lint   ruff, the formatter and mypy
 # make bench  prints the benchmark tables
 # make catalogue  rebuilds btf/, the layouts of SQLite's structs; make catalogue-check rebuilds three
@@ -14,7 +15,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEMO_PACKAGES := python3-bpfcc python3-venv fossil
 TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps bpftool dwarves
 
-.PHONY: demo test test-all lint format bench catalogue catalogue-check clean setup setup-test setup-catalogue
+.PHONY: demo test test-all fuzz lint format bench catalogue catalogue-check clean setup setup-test setup-catalogue
 
 # $(call debian,packages): installs those that are missing; silent and quick when none is.
 define debian
@@ -60,6 +61,11 @@ test: setup-test
 
 test-all: setup-test
 	@SQLTRACE_ALL_BUILDS=1 $(BIN)/python -m pytest
+
+FUZZ_SECONDS := 60
+fuzz: setup-test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@nice -n 19 $(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ)
 
 lint: setup-test
 	@$(BIN)/ruff check .

@@ -10,7 +10,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+Address: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+FunctionName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^sqlite3[0-9A-Za-z_]+\Z")]
+FieldName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_.()]+\Z")]
+"""What `from_json` takes for one: what it reads may have been damaged on disk."""
 
 
 class Evidence(enum.StrEnum):
@@ -34,7 +42,7 @@ class Evidence(enum.StrEnum):
 class Function:
     """One function: its virtual address in the file, and why we believe it."""
 
-    address: int
+    address: Address
     evidence: tuple[Evidence, ...]
 
 
@@ -42,8 +50,8 @@ class Function:
 class Field:
     """One struct member (or a struct's size): byte offset, width in bytes (0 where it does not matter), evidence."""
 
-    offset: int
-    size: int
+    offset: Offset
+    size: Offset
     evidence: tuple[Evidence, ...]
 
 
@@ -65,8 +73,8 @@ class Resolution:
     build_id: str | None
     sqlite_version: str | None
     source_id: str | None
-    functions: Mapping[str, Function]
-    layout: Mapping[str, Field]
+    functions: Mapping[FunctionName, Function]
+    layout: Mapping[FieldName, Field]
     features_off: tuple[FeatureOff, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -90,19 +98,5 @@ class Resolution:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Resolution:
-        """Read what `to_json` returned; raises KeyError, TypeError or ValueError when it is something else."""
-
-        def evidence(names: list[str]) -> tuple[Evidence, ...]:
-            return tuple(Evidence(n) for n in names)
-
-        return cls(
-            path=data["path"],
-            format=data["format"],
-            arch=data["arch"],
-            build_id=data["build_id"],
-            sqlite_version=data["sqlite_version"],
-            source_id=data["source_id"],
-            functions={n: Function(f["address"], evidence(f["evidence"])) for n, f in data["functions"].items()},
-            layout={n: Field(f["offset"], f["size"], evidence(f["evidence"])) for n, f in data["layout"].items()},
-            features_off=tuple(FeatureOff(f["feature"], f["reason"]) for f in data["features_off"]),
-        )
+        """Read what `to_json` returned; raises ValueError when it is something else."""
+        return msgspec.convert(data, cls)

@@ -29,6 +29,8 @@ from sqltrace.resolve.symbolic import Executor
 _LEAST_RUN: Final = 150
 _LEAST_FUNCTIONS: Final = 100
 """The oldest table that matters (3.7.16) has 192 members; options null at most a few dozen."""
+_MOST_CANDIDATES: Final = 1000
+"""Real files have one or two."""
 
 _SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{40}")
 
@@ -62,7 +64,7 @@ def _candidates(image: Image) -> Iterator[tuple[int, int, list[int]]]:
         constant, value = code.constants_returned(words[index])
         # 3.MM.PP: without the limits on both parts other constants pass by the hundred.
         fits = constant & (value // 1000000 == 3) & (value // 1000 % 1000 < 100) & (value % 1000 < 100)
-        for i in np.flatnonzero(fits).tolist():
+        for i in np.flatnonzero(fits)[:_MOST_CANDIDATES].tolist():
             start = int(index[i]) - LIBVERSION_NUMBER
             run = words[start : start + len(SLOTS)]
             member = is_code[start : start + len(SLOTS)] | (run == 0)

@@ -35,7 +35,7 @@ def describe(resolution: Resolution, details: Mapping[str, Sequence[Detail]] | N
         _with_details(_columns([("FIELD", "OFFSET", "BYTES", "EVIDENCE"), *fields], right=(1, 2)), fields, details),
     ]
     if resolution.features_off:
-        parts.append(_columns([("OFF", "REASON"), *((f.feature, f.reason) for f in resolution.features_off)]))
+        parts.append(_columns([("OFF", "REASON"), *((f.feature, _visible(f.reason)) for f in resolution.features_off)]))
     return "\n\n".join(parts)
 
 

@@ -27,7 +27,9 @@ _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ = 5, 6, 10
 _STT_FUNC: Final = 2
 _SHT_NOBITS: Final = 8
 _DEBUG_FILES: Final = Path("/usr/lib/debug/.build-id")
-_MINI_DEBUG_LIMIT: Final = 256 << 20
+_MINI_DEBUG_LIMIT: Final = 64 << 20
+_MINI_DEBUG_MEMORY: Final = 96 << 20
+"""What .gnu_debugdata may unpack to, and what the decompressor may take (`xz -9` needs 65 MiB)."""
 
 
 class _Machine(NamedTuple):
@@ -248,7 +250,7 @@ class Elf(Image):
         """Yield MiniDebugInfo and the debug file with the same build-id."""
         section = self.sections.get(".gnu_debugdata")
         if section is not None and section.kind != _SHT_NOBITS:
-            decompressor = lzma.LZMADecompressor()
+            decompressor = lzma.LZMADecompressor(memlimit=_MINI_DEBUG_MEMORY)
             try:
                 data = decompressor.decompress(
                     bytes(self.data[section.offset : section.offset + section.size]), _MINI_DEBUG_LIMIT

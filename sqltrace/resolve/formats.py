@@ -7,7 +7,7 @@ import platform
 
 from sqltrace.errors import NotAnImageError
 from sqltrace.resolve.elf import Elf
-from sqltrace.resolve.image import Image, open_image
+from sqltrace.resolve.image import Buffer, Image, open_image
 from sqltrace.resolve.macho import OTHER_MAGIC, THIN_MAGIC, UNIVERSAL_MAGIC, MachO, slices
 
 _THIS_MACHINE = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
@@ -15,7 +15,11 @@ _THIS_MACHINE = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm
 
 def read_images(path: str | os.PathLike[str]) -> list[Image]:
     """Open a binary; a universal one has an image for each architecture.  Raises NotAnImageError."""
-    data, name = open_image(path), os.fspath(path)
+    return images_in(open_image(path), os.fspath(path))
+
+
+def images_in(data: Buffer, name: str) -> list[Image]:
+    """Like `read_images`, for the content of a file that is called `name`."""
     magic = bytes(data[:4])
     if magic == b"\x7fELF":
         return [Elf(data, name)]

@@ -160,7 +160,7 @@ class MachO(Image):
         self._all_segments.append((address, min(size, memory)))
         if name == "__TEXT":
             self._base = address
-        if not size or name in ("__LINKEDIT", "__PAGEZERO"):
+        if not min(size, memory) or name in ("__LINKEDIT", "__PAGEZERO"):
             return
         segment = Segment(address, self._start + offset, min(size, memory), bool(protection & 2), bool(protection & 4))
         self.segments.append(segment)
@@ -237,7 +237,8 @@ class MachO(Image):
             nonlocal limit
             fitting = max(0, min(count, (segment[1] - offset + step - 8) // step if step > 0 else 0, limit))
             limit -= fitting
-            found.append(segment[0] + offset + step * np.arange(fitting, dtype=np.int64))
+            if fitting:
+                found.append(segment[0] + offset + step * np.arange(fitting, dtype=np.int64))
             return min(offset + count * step, 1 << 62)
 
         while at < len(opcodes):

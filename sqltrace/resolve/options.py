@@ -16,6 +16,8 @@ from sqltrace.resolve.image import Image, PointerTable
 _ANCHORS: Final = (b"THREADSAFE=0", b"THREADSAFE=1", b"THREADSAFE=2")
 _OPTION: Final = re.compile(r"[A-Z0-9_]{3,}(=.*)?")
 _MOST: Final = 500
+_MOST_LISTS: Final = 100
+"""More pointers to one option are no lists."""
 
 
 def _option_at(image: Image, table: PointerTable, index: int) -> str | None:
@@ -31,7 +33,7 @@ def compile_options(image: Image) -> frozenset[str] | None:
     lists = set()
     for address, _ in image.find_ends(_ANCHORS, image.constants):
         for table in image.pointers:
-            for index in np.flatnonzero(table.words == np.uint64(address)).tolist():
+            for index in np.flatnonzero(table.words == np.uint64(address))[:_MOST_LISTS].tolist():
                 lists.add(_around(image, table, index))
     return lists.pop() if len(lists) == 1 else None
 
@@ -39,8 +41,9 @@ def compile_options(image: Image) -> frozenset[str] | None:
 def _around(image: Image, table: PointerTable, index: int) -> frozenset[str]:
     found: set[str] = set()
     for step in (-1, 1):
-        i = index
-        while (option := _option_at(image, table, i)) is not None and len(found) < _MOST:
+        for i in range(index, index + step * _MOST, step):
+            option = _option_at(image, table, i)
+            if option is None:
+                break
             found.add(option)
-            i += step
     return frozenset(found)

@@ -24,6 +24,9 @@ from sqltrace.resolve.image import Image
 
 _NAME: Final = re.compile(rb"sqlite3[A-Za-z0-9_]{1,60}(?=[\0@])")
 _PREFIX: Final = re.compile(rb"[A-Za-z0-9_.]{0,40}")
+_LONGEST_PREFIX: Final = 40
+_MOST_NAMES: Final = 1 << 18
+"""SQLite has 3000 functions; a table with many times as many is made to exhaust us."""
 _LEAST_API: Final = 40
 """So many public functions under one prefix are SQLite itself; a wrapper renames a few."""
 _INTERNAL: Final = "sqlite3VdbeExec"
@@ -46,11 +49,13 @@ def _defined_in(image: Image, origin: str = "") -> dict[str, dict[int, str]]:
         # A linker may let one name be the tail of another: chrome_sqlite3_step, sqlite3_step.
         at: dict[int, str] = {}
         for match in _NAME.finditer(table.names):
-            start = table.names.rfind(b"\0", 0, match.start()) + 1
-            prefix = table.names[start : match.start()]
+            start = table.names.rfind(b"\0", max(0, match.start() - _LONGEST_PREFIX - 1), match.start()) + 1
+            prefix = table.names[start : match.start()] if start else b"@"
             if _PREFIX.fullmatch(prefix):
                 at[start - 1] = (prefix + match.group()).decode()
                 at[match.start() - 1] = match.group().decode()
+            if len(at) > _MOST_NAMES:
+                break
         if not at:
             continue
         wanted = np.isin(table.name_offsets, np.fromiter(at, np.int64, len(at)))

@@ -84,6 +84,22 @@ def build_elf(
     )
 
 
+def with_sections(file: bytes, sections: Mapping[str, bytes]) -> bytes:
+    """Return the ELF file with these sections, which are not loaded, and a table of their headers."""
+    data = bytearray(file)
+    names = b"\0"
+    headers = bytes(64)
+    for name, content in (*sections.items(), (".shstrtab", b"")):
+        here = len(names)
+        names += name.encode() + b"\0"
+        content = names if name == ".shstrtab" else content  # noqa: PLW2901 - it names itself, too
+        headers += struct.pack("<IIQQQQIIQQ", here, 1, 0, 0, len(data), len(content), 0, 0, 1, 0)
+        data += content + b"\0" * (-len(content) % 8)
+    struct.pack_into("<Q", data, 40, len(data))
+    struct.pack_into("<HHH", data, 58, 64, len(sections) + 2, len(sections) + 1)
+    return bytes(data + headers)
+
+
 def without_section_headers(file: bytes) -> bytes:
     """Return the ELF file without what leads to .symtab: section headers."""
     data = bytearray(file)
