@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -19,6 +19,10 @@ Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 FunctionName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^sqlite3[0-9A-Za-z_]+\Z")]
 FieldName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_.()]+\Z")]
 """What `from_json` takes for one: what it reads may have been damaged on disk."""
+
+STAND_INS: Final[Mapping[str, str]] = {"sqlite3_reset": "sqlite3VdbeReset"}
+"""Functions that link-time optimisation may leave nowhere but inlined in their callers, and what to hook instead:
+sqlite3_reset(p) and sqlite3_finalize(p) alone call sqlite3VdbeReset(p), and return what it returns."""
 
 
 class Evidence(enum.StrEnum):
@@ -76,6 +80,11 @@ class Resolution:
     functions: Mapping[FunctionName, Function]
     layout: Mapping[FieldName, Field]
     features_off: tuple[FeatureOff, ...] = field(default=())
+
+    def hookable(self, name: str) -> Function:
+        """Return the function of this name, else its stand-in.  Raises KeyError where there is neither."""
+        stand_in = STAND_INS.get(name, name)
+        return self.functions[stand_in if name not in self.functions and stand_in in self.functions else name]
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape that `sqltrace inspect --json` prints; `from_json` reads it back."""

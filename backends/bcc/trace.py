@@ -148,7 +148,7 @@ class BccTrace:
             return
         start = time.perf_counter()
         elf = ElfFile.read(mapped.path)
-        starts = {name: elf.file_offset(resolution.functions[name].address) for name in PROBED}
+        starts = {name: elf.file_offset(resolution.hookable(name).address) for name in PROBED}
         sites = {name: probe_site(elf.code(start, BODY)) for name, start in starts.items()}
         offsets = ProbeOffsets(*(starts[name] + sites[name].offset for name in PROBED))
         self._object.attach(mapped.path, offsets, self._object.layout_index(layout_words(resolution)))

@@ -75,7 +75,7 @@ class Finder:
             return None
         try:
             words = layout_words(resolution)
-            offsets = [resolution.functions[name].address for name in FUNCTIONS]
+            offsets = [resolution.hookable(name).address for name in FUNCTIONS]
         except ValueError as error:
             raise ResolutionError(f"{error}.") from error
         except KeyError as error:

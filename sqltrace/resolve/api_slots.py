@@ -75,7 +75,11 @@ _SLOTS: Final = (
     ),
     (
         3020000,
-        "prepare_v3 prepare16_v3 bind_pointer result_pointer value_pointer vtab_nochange value_nochange vtab_collation",
+        "prepare_v3 prepare16_v3 bind_pointer result_pointer value_pointer",
+    ),
+    (
+        3022000,
+        "vtab_nochange value_nochange vtab_collation",
     ),
     (
         3024000,

@@ -2,8 +2,8 @@
 
 A stripped binary keeps what the dynamic loader and the unwinder need, and that is enough for us: program
 headers, the dynamic section with its relocations, and .eh_frame_hdr, a sorted table of function starts
-(LSB core specification, "The .eh_frame_hdr section").  Section headers are only a bonus: .symtab and
-.gnu_debugdata cannot be found without them, everything else can.
+(LSB core specification, "The .eh_frame_hdr section").  Section headers are only a bonus: .symtab, .gnu_debugdata
+and the .eh_frame of static programs cannot be found without them, everything else can.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 
 from sqltrace.errors import NotAnImageError
+from sqltrace.resolve.eh_frame import frames
 from sqltrace.resolve.image import Addresses, Buffer, Image, Segment, SymbolTable, Words, open_image
 
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE, _PT_GNU_EH_FRAME = 1, 2, 4, 0x6474E550
@@ -274,7 +275,11 @@ class Elf(Image):
         """Sorted starts and ends of functions and of their cold parts; may cover only some of the code."""
         none = (np.zeros(0, np.int64), np.zeros(0, np.int64))
         if self._eh_frame_hdr is None:
-            return none
+            section = self.sections.get(".eh_frame")
+            if section is None or section.kind == _SHT_NOBITS or section.address >= 1 << 62:
+                return none
+            starts, sizes = frames(self.data, section.address, section.offset, section.size)
+            return starts, np.minimum(starts + sizes, np.append(starts[1:], np.iinfo(np.int64).max))
         address, size = self._eh_frame_hdr
         header = self.read(address, 12)
         # Version 1, the count as udata4, the table as datarel|sdata4: what every linker writes.

@@ -24,7 +24,7 @@ _NEEDS: Final = (
 
 
 def features_off(
-    functions: Collection[str], fields: Collection[str], prepare_family: Collection[str]
+    functions: Collection[str], fields: Collection[str], preparing: Collection[str]
 ) -> Iterator[FeatureOff]:
     """Yield what will not be reported, named as the members of the `statement` event, with the missing facts."""
     for feature, needed in _NEEDS:
@@ -33,5 +33,5 @@ def features_off(
             yield FeatureOff(feature, f"{' and '.join(missing)} not found")
     if "Vdbe.eVdbeState" not in fields and not {"Vdbe.magic", "Vdbe.pc"} <= set(fields):
         yield FeatureOff("statements that run while sqltrace attaches", "Vdbe.eVdbeState not found")
-    if not any(name in functions for name in prepare_family):
+    if not any(name in functions for name in preparing):
         yield FeatureOff("prepare", "no function of the sqlite3_prepare family found")

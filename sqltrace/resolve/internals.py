@@ -1,9 +1,11 @@
 """Functions that SQLite keeps to itself, found by the calls around sqlite3VdbeExec.
 
 * sqlite3VdbeReset (vdbeaux.c) is what sqlite3_reset hands its statement to, and hands it on to sqlite3VdbeHalt.
+  Where sqlite3_reset is inlined in sqlite3_step, which resets a statement that starts again, that one does.
 * sqlite3BtreeInsert and sqlite3BtreeDelete (btree.c) are called by sqlite3VdbeExec, and they alone call balance(),
   which with what it calls is large.  Insert reads the BtreePayload that its second argument points to: pKey and
-  nKey at 0 and 8, nData and nZero at 36 and 40, the same in every release since 3.16.  Delete's is a flag.
+  nKey at 0 and 8, nMem at 32 (where fillInCell is not inlined, only that), nData and nZero at 36 and 40, the same
+  in every release since 3.16.  Delete's is a flag.
 
 Nothing works by these alone, so that a guess is of no use: several answers are none.
 """
@@ -20,7 +22,7 @@ from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear
 _PAYLOAD: Final = Argument(1)
 _OWN: Final = Linear(0, ((Argument(0), 1),))
 _KEY: Final = {(0, 8), (8, 8)}
-_SIZES: Final = {(36, 4), (40, 4)}
+_SIZES: Final = {(32, 2), (36, 4), (40, 4)}
 _LEAST: Final = 300
 _BALANCE: Final = 2500
 """Bytes of balance() with the largest function that it calls, balance_nonroot or itself."""
@@ -47,6 +49,29 @@ def vdbe_reset(graph: CallGraph, executor: Executor, reset: int, halt: int, not_
     between = (graph.callees(reset) & graph.callers(halt)) - {reset, halt, *not_these}
     passing = [f for f in between if _passes_own(executor, f, halt) and _passes_own(executor, reset, f)]
     return passing[0] if len(passing) == 1 else None
+
+
+def vdbe_reset_shared(
+    graph: CallGraph, executor: Executor, steps: Collection[int], finalize: int, halt: int
+) -> int | None:
+    """Return sqlite3VdbeReset where sqlite3_reset is inlined in sqlite3_step (or sqlite3Step), which are `steps`.
+
+    Both they and sqlite3_finalize hand their own statement to it, perhaps through a function between them
+    (sqlite3VdbeFinalize; a part of sqlite3_reset that the compiler kept), and it hands it to sqlite3VdbeHalt.
+    """
+    not_these = {*steps, finalize, halt}
+
+    def hands_on(function: int, target: int) -> bool:
+        between = {function} | ((graph.callees(function) & graph.callers(target)) - not_these)
+        return any(
+            _passes_own(executor, f, target) and (f == function or _passes_own(executor, function, f))
+            for f in sorted(between)
+            if target in graph.callees(f)
+        )
+
+    candidates = [f for f in graph.callers(halt) - not_these if _passes_own(executor, f, halt)]
+    found = [f for f in candidates if hands_on(finalize, f) and any(hands_on(step, f) for step in steps)]
+    return found[0] if len(found) == 1 else None
 
 
 def _passes_own(executor: Executor, function: int, target: int) -> bool:

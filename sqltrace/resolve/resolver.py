@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from sqltrace.errors import AmbiguousResolutionError, NoSQLiteError, ResolutionError
-from sqltrace.resolution import Evidence, FeatureOff, Function, Resolution
+from sqltrace.resolution import STAND_INS, Evidence, FeatureOff, Function, Resolution
 from sqltrace.resolve.accessors import accessor_claims
 from sqltrace.resolve.api_table import ApiTable, find_api_table
 from sqltrace.resolve.catalogue import catalogue_claims
@@ -51,9 +51,11 @@ INTERNAL_FUNCTIONS: Final = (
     *("sqlite3VdbeExec", "sqlite3VdbeHalt", "sqlite3VdbeReset"),
     *("sqlite3BtreeInsert", "sqlite3BtreeDelete"),
 )
-OPTIONAL_FUNCTIONS: Final = (*PUBLIC_FUNCTIONS, *INTERNAL_FUNCTIONS)
+LOCK_AND_PREPARE: Final = "sqlite3LockAndPrepare"
+"""Only looked for where sqlite3_prepare_v2 is inlined in its callers; connection and text are its first arguments."""
+OPTIONAL_FUNCTIONS: Final = (*PUBLIC_FUNCTIONS, *INTERNAL_FUNCTIONS, LOCK_AND_PREPARE)
 """Where the evidence for one of these disagrees, it is left out and nothing else suffers."""
-FUNCTIONS: Final = (*HOOKED, *OPTIONAL_FUNCTIONS)
+FUNCTIONS: Final = (*HOOKED, *PUBLIC_FUNCTIONS, *INTERNAL_FUNCTIONS)
 _ORDER: Final = {name: i for i, name in enumerate(FUNCTIONS)}
 _COUNTERS_BY_OP: Final = 3008000
 REQUIRED_FIELDS: Final = ("Vdbe.db", "Vdbe.zSql")
@@ -171,6 +173,8 @@ class _Ladder:
         if not functions and not strings.anchors and not self._overrides.functions:
             raise NoSQLiteError(f"{image.path} names a SQLite release but holds no SQLite")
         for name, address in strings.functions.items():
+            if name == LOCK_AND_PREPARE and "sqlite3_prepare_v2" in functions:
+                continue
             claims.add_function(name, address, Evidence.STRINGS, strings.details.get(name, ""))
         accessors = accessor_claims(self._executor, functions, release or 0)
         for claim in _usable(release, (*strings.fields, *accessors)):
@@ -224,7 +228,8 @@ class _Ladder:
         image = self._image
         functions = dict(sorted(self._claims.functions(), key=lambda item: _ORDER.get(item[0], len(_ORDER))))
         layout = {n: f for n, f in self._claims.fields() if f.size or n not in _WIDTH_MATTERS}
-        missing = [n for n in REQUIRED_FUNCTIONS if n not in functions]
+        missing = [n for n in REQUIRED_FUNCTIONS if not {n, STAND_INS.get(n)} & functions.keys()]
+        needed = {STAND_INS[n] for n in STAND_INS if n not in functions}
         missing += [n for n in REQUIRED_FIELDS if n not in layout]
         if missing:
             raise ResolutionError(
@@ -236,7 +241,7 @@ class _Ladder:
             try:
                 self._check_start(name, function)
             except ResolutionError as error:
-                if name not in OPTIONAL_FUNCTIONS or Evidence.OVERRIDE in function.evidence:
+                if name not in OPTIONAL_FUNCTIONS or name in needed or Evidence.OVERRIDE in function.evidence:
                     raise
                 disputes[name] = str(error)
                 del functions[name]
@@ -250,7 +255,7 @@ class _Ladder:
             functions=functions,
             layout=dict(sorted(layout.items())),
             features_off=(
-                *features_off(functions, layout, PREPARE_FAMILY),
+                *features_off(functions, layout, (*PREPARE_FAMILY, LOCK_AND_PREPARE)),
                 *(FeatureOff(name, reason) for name, reason in disputes.items()),
             ),
         )

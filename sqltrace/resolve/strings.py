@@ -10,7 +10,11 @@ in every release that matters; each leads to one function of SQLite's source:
   journals "-mj%06X9%02X";
 * sqlite3_finalize hands its own argument to VdbeReset (or to VdbeHalt) and complains about a finalized statement;
   sqlite3_reset does the first after a test for NULL, and never the second;
+* sqlite3VdbeReset, where link-time optimisation left no sqlite3_reset, is what sqlite3_step and sqlite3_finalize both
+  hand their own statement to on its way to VdbeHalt;
 * the sqlite3_prepare family hands its arguments to sqlite3LockAndPrepare with different constants;
+* sqlite3LockAndPrepare itself, where link-time optimisation left no sqlite3_prepare_v2, is what sqlite3Reprepare(p)
+  hands p's connection and text, and p to be replaced;
 * sqlite3Close, behind sqlite3_close and sqlite3_close_v2, is "unable to close due to unfinalized statements";
 * vdbeUnbind says "bind on a busy prepared statement: [%s]" with p->zSql.
 
@@ -36,7 +40,7 @@ from sqltrace.resolve.callgraph import CallGraph, find_references
 from sqltrace.resolve.claims import FieldClaim
 from sqltrace.resolve.code import Reference
 from sqltrace.resolve.image import Image
-from sqltrace.resolve.internals import btree_writers, is_whole, vdbe_reset
+from sqltrace.resolve.internals import btree_writers, is_whole, vdbe_reset, vdbe_reset_shared
 from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear, Trace, field_load
 
 _ANCHORS: Final[Mapping[str, tuple[bytes, ...]]] = {
@@ -102,6 +106,16 @@ def _only(found: Collection[int]) -> int | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
+def _reprepared_text(call: Call) -> int | None:
+    """Return the offset of Vdbe.zSql where this is sqlite3Reprepare's call of sqlite3LockAndPrepare."""
+    db, text, size, _, replaced = call.arguments[:5]
+    # Where nobody passes anything but -1 for nBytes, link-time optimisation removes it.
+    own = (replaced == _OWN and size == Linear(-1)) or call.arguments[3] == _OWN
+    if db is None or text is None or not own or field_load(db, OBJECT, (8,)) is None:
+        return None
+    return field_load(text, OBJECT, (8,))
+
+
 class _Search:
     """The chain of conclusions for one file."""
 
@@ -119,6 +133,7 @@ class _Search:
         self._texts = addresses
         self._variadic_on_stack = image.format == "macho" and image.arch == "arm64"
         self.details: dict[str, str] = {}
+        self._reprepared: list[FieldClaim] = []
         self._users: dict[str, set[int]] = {name: set() for name in _ANCHORS}
         self._references: dict[int, list[Reference]] = {}
         for reference in references:
@@ -164,7 +179,19 @@ class _Search:
                     if inner is not None:
                         reason = f"hands its argument from sqlite3_reset at {function:#x} on to {halt:#x}"
                         self._add(found, "sqlite3VdbeReset", inner, reason)
+                elif (ending := _only(finalize)) is not None and not reset and step is not None:
+                    shared = vdbe_reset_shared(
+                        self._graph, self._executor, tuple(f for f in (step, inner) if f is not None), ending, halt
+                    )
+                    if shared is not None:
+                        reason = (
+                            f"is handed their own statement by sqlite3_step at {step:#x} and sqlite3_finalize at "
+                            f"{ending:#x}, and hands it on to {halt:#x}"
+                        )
+                        self._add(found, "sqlite3VdbeReset", shared, reason)
         found.update(self._prepare_family())
+        if "sqlite3_prepare_v2" not in found and "sqlite3_step" in found:
+            found.update(self._lock_and_prepare(found["sqlite3_step"]))
         found.update(self._close_family())
         return found
 
@@ -296,6 +323,40 @@ class _Search:
             return {Linear(0): "sqlite3_prepare", Linear(_PREPARE_SAVESQL): "sqlite3_prepare_v2"}.get(flags)
         return "sqlite3_prepare_v3" if a[5] == through[4] and not flags.is_constant else None
 
+    def _lock_and_prepare(self, step: int) -> dict[str, int]:
+        """Return sqlite3LockAndPrepare, and note what the call of it in sqlite3Reprepare tells.
+
+        sqlite3Reprepare (prepare.c), which is called by sqlite3_step or inlined there, does
+        `zSql = sqlite3_sql(p); db = sqlite3VdbeDb(p); sqlite3LockAndPrepare(db, zSql, -1, flags, p, &pNew, 0)`.
+        """
+        prepares = self._users["prepare"]
+        called = self._graph.callees(step)
+        called |= {f for c in called for f in self._graph.callees(c) & self._graph.callers(step)}
+        found: dict[int, FieldClaim] = {}
+        for target in prepares | {c for f in prepares for c in self._graph.callers(f)}:
+            for caller in self._graph.callers(target) & {step, *called}:
+
+                def reprepares(call: Call, target: int = target) -> bool:
+                    return call.target == target and _reprepared_text(call) is not None
+
+                calls = self._executor.run(caller, budget=8000, stop_at=target, once=True, until=reprepares).calls
+                text = _reprepared_text(calls[-1]) if calls and reprepares(calls[-1]) else None
+                if text is not None:
+                    detail = (
+                        f"sqlite3Reprepare in {caller:#x} hands u64[arg0 + {text}] to sqlite3LockAndPrepare, "
+                        f"{self._executor.instruction(calls[-1].site)}"
+                    )
+                    found[target] = FieldClaim("Vdbe.zSql", text, 8, detail)
+        if len(found) != 1:
+            return {}
+        target, claim = found.popitem()
+        self._reprepared.append(claim)
+        self.details["sqlite3LockAndPrepare"] = (
+            f"sqlite3_step at {step:#x} hands it a statement's own text, and the statement to be replaced; "
+            f"{self._says(target, ('prepare',))}"
+        )
+        return {"sqlite3LockAndPrepare": target}
+
     def _close_family(self) -> dict[str, int]:
         """Return sqlite3_close and sqlite3_close_v2: they call sqlite3Close(db, 0) and sqlite3Close(db, 1)."""
         found: dict[str, set[int]] = {}
@@ -329,6 +390,7 @@ class _Search:
             for claim in (*unbind_claims(trace), *self._unbind_more(trace)):
                 told.setdefault(claim.name, set()).add(explained(claim, self._executor, who, trace))
         yield from (claims.pop() for claims in told.values() if len(claims) == 1)
+        yield from self._reprepared
         found: set[FieldClaim] = set()
         for function in self._graph.comparing_with(_STMTSTATUS_MEMUSED):
             if self._graph.size(function) >= _SMALL:

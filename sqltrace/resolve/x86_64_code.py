@@ -16,6 +16,8 @@ from sqltrace.resolve.x86_64 import X86_64, plain_decoder, plt_target, reachable
 _PADDING: Final = (0xCC, 0x90, 0xC3, 0x00, 0x0B)
 """What may stand before a function: int3, nop, ret, zero, the end of ud2."""
 
+_FILLING: Final = (0xCC, 0x90, 0x66, 0x0F)
+"""What fills the space behind a function begins with these: int3, nop and its longer forms."""
 
 _MOV_EAX, _PUSH_RBP = 0xB8, 0x55
 _PROLOGUE: Final = (0xF3, _PUSH_RBP)
@@ -101,10 +103,17 @@ class X86_64Code:  # noqa: N801 (the architecture's name)
                 yield from sorted(found)
 
     def branches(self, address: int, code: Bytes) -> Branches:
-        """Return everything that looks like call rel32 or jmp rel32."""
+        """Return everything that looks like call rel32, jmp rel32, or jmp rel8 at the end of a function."""
         at = _positions(code, 0xE8, 0xFE)
         at = at[at + 5 <= len(code)]
-        return Branches(address + at, address + at + 5 + int32_at(code, at + 1), code[at] == 0xE8)
+        near = Branches(address + at, address + at + 5 + int32_at(code, at + 1), code[at] == 0xE8)
+        # clang leaves for a neighbour in two bytes: sqlite3_close for sqlite3Close.
+        at = _positions(code, 0xEB)
+        at = at[at + 3 <= len(code)]
+        starts = np.isin(address + at + 2, self._image.functions[0])
+        at = at[starts | ((address + at + 2) % 16 == 0) | np.isin(code[at + 2], _FILLING)]
+        distance = code[at + 1].view(np.int8).astype(np.int64)
+        return Branches.joined((near, Branches(address + at, address + at + 2 + distance, np.zeros(len(at), bool))))
 
     def conditional_branches(self, address: int, code: Bytes) -> Branches:
         """Return everything that looks like jcc rel32."""
