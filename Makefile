@@ -1,6 +1,6 @@
 # make demo   sets everything up and traces a real `fossil new a`
 # make test   sets everything up and runs the tests
-# make test-all  the same with 18 more builds of SQLite for the resolver, half a minute each
+# make test-all  the same with 60 more builds of SQLite for the resolver, half a minute each
 # make fuzz   feeds the readers of files with mutations for a minute each (FUZZ_SECONDS=600 FUZZ="elf macho")
 # make lint   ruff, the formatter and mypy
 # make bench  prints the benchmark tables
@@ -13,6 +13,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What a run needs, and what the tests need beside it.
 DEMO_PACKAGES := python3-bpfcc python3-venv fossil
+ALL_BUILDS_PACKAGES := clang lld gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps bpftool dwarves
 
 .PHONY: demo test test-all fuzz lint format bench catalogue catalogue-check clean setup setup-test setup-catalogue
@@ -60,6 +61,7 @@ test: setup-test
 	@$(BIN)/python -m pytest
 
 test-all: setup-test
+	$(call debian,$(ALL_BUILDS_PACKAGES))
 	@SQLTRACE_ALL_BUILDS=1 $(BIN)/python -m pytest
 
 FUZZ_SECONDS := 60

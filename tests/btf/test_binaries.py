@@ -13,7 +13,7 @@ import pytest
 from sqltrace.btf.catalogue import claims
 from sqltrace.resolution import Evidence, Resolution
 from sqltrace.resolve import resolve
-from tests.support.sqlite_builds import BUILD, build_twin
+from tests.support.sqlite_builds import BUILD, Build
 
 READ_OPTIONS = "import apsw, json; print(json.dumps(apsw.compile_options))"
 
@@ -58,9 +58,7 @@ def test_apsw_with_125_databases_agrees_with_its_accessors() -> None:
 
 def test_a_build_without_trace_and_without_its_options_agrees_with_its_accessors() -> None:
     # The flags of a twin of tests/resolve, which is built already.
-    twin = build_twin(
-        "3.50.4", ("-O2", "-fno-pie", "-DSQLITE_OMIT_LOAD_EXTENSION", "-DSQLITE_OMIT_TRACE"), link=("-no-pie",)
-    )
+    twin = Build(kind="no-pie", options="OMIT_LOAD_EXTENSION OMIT_TRACE").twin()
     told = told_by_code(resolve(twin.stripped))
     assert told["Vdbe.zSql"] == 240
     said = {c.name: c.offset for c in claims("3.50.4", None, told, [*told, "Vdbe.eVdbeState", "Pager.zFilename"])}

@@ -1,31 +1,24 @@
-"""arm64: accessors as compilers wrote them, references, calls, and whole builds."""
+"""arm64: accessors as compilers wrote them, references and calls.  Whole builds are in test_twins.py."""
 
 from __future__ import annotations
 
-import os
 import struct
 
 import numpy as np
 import pytest
 
-from sqltrace.resolution import Evidence
 from sqltrace.resolve.accessors import counters_offset, filename_claims, returned_field, running_claims
 from sqltrace.resolve.arm64 import Arm64, stub_target
 from sqltrace.resolve.arm64_code import Arm64Code
 from sqltrace.resolve.code import Reference
 from sqltrace.resolve.elf import Elf
 from sqltrace.resolve.image import Image
-from sqltrace.resolve.resolver import HOOKED, INTERNAL_FUNCTIONS, REQUIRED_FUNCTIONS, resolve
 from sqltrace.resolve.symbolic import Executor, Trace
 from tests.support.elf_builder import Part, R, W, X, build_elf
-from tests.support.sqlite_layout import true_layout
-from tests.support.symbol_oracle import symbol_addresses
-from tests.support.zig_builds import zig_twin
 
 CODE = 0x10000
 SLOTS = 0x30000
 RET = 0xD65F03C0
-NO_TABLE = "-DSQLITE_OMIT_LOAD_EXTENSION"
 
 
 def image(*words: int, **extra: object) -> Image:
@@ -191,38 +184,3 @@ def test_returned_constants_are_seen_behind_a_prologue() -> None:
     fits, values = Arm64Code(code).constants_returned(functions)
     assert fits.tolist() == [True, True, False, False]
     assert values[:2].tolist() == [3050004, 3050004]
-
-
-BUILDS = [("aarch64-linux-gnu", "3.50.4", ("-O2", NO_TABLE))]
-MORE_BUILDS = [
-    ("aarch64-linux-musl", "3.53.4", ("-O2",)),
-    ("aarch64-linux-gnu", "3.37.2", ("-Os", "-g", NO_TABLE)),
-    ("aarch64-linux-gnu", "3.50.4", ("-O3", "-mbranch-protection=standard", NO_TABLE)),
-    ("aarch64-linux-gnu", "3.50.4", ("-O1", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", NO_TABLE)),
-    ("x86_64-linux-musl", "3.50.4", ("-O2", NO_TABLE)),
-]
-"""Each takes half a minute to build: only with SQLTRACE_ALL_BUILDS=1."""
-if "SQLTRACE_ALL_BUILDS" in os.environ:
-    BUILDS += MORE_BUILDS
-
-
-@pytest.mark.parametrize(("target", "version", "flags"), BUILDS, ids=str)
-def test_a_stripped_build_resolves_to_what_its_unstripped_twin_says(
-    target: str, version: str, flags: tuple[str, ...]
-) -> None:
-    twin = zig_twin(target, flags, version)
-    resolution = resolve(twin.stripped)
-    assert resolution.arch == ("arm64" if target.startswith("aarch64") else "x86_64")
-    symbols = symbol_addresses(twin.unstripped)
-    assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in resolution.functions}
-    assert set(resolution.functions) >= set(REQUIRED_FUNCTIONS if NO_TABLE in flags else HOOKED)
-    if NO_TABLE in flags:
-        assert {f.evidence for f in resolution.functions.values()} == {(Evidence.STRINGS,)}
-    truth = true_layout(version, tuple(f for f in flags if f.startswith("-D")))
-    found = set(resolution.functions) | {"sqlite3VdbeReset"}  # mostly inlined
-    assert set(INTERNAL_FUNCTIONS) <= found
-    truth.setdefault("Vdbe.magic", truth.get("Vdbe.iVdbeMagic", (-1, 0)))
-    assert {n: f.offset for n, f in resolution.layout.items()} == {n: truth[n][0] for n in resolution.layout}
-    assert "sqlite3_prepare_v2" in resolution.functions
-    for name in ("Vdbe.zSql", "Vdbe.nVar", "Vdbe.aVar", "sizeof(Mem)"):
-        assert Evidence.ACCESSOR in resolution.layout[name].evidence, name

@@ -15,7 +15,7 @@ from sqltrace.cli import main
 from sqltrace.resolve import explain
 from sqltrace.resolve.overrides import Overrides
 from sqltrace.resolve.query import sqlite_in
-from tests.support.sqlite_builds import build_twin
+from tests.support.sqlite_builds import Build, build_twin
 
 NO_TABLE = ("-O2", "-fno-pie", "-DSQLITE_OMIT_LOAD_EXTENSION", "-DSQLITE_OMIT_TRACE")
 
@@ -35,7 +35,7 @@ def test_each_fact_has_a_detail_for_each_of_its_evidences() -> None:
 
 
 def test_details_name_addresses_that_hold_what_they_say() -> None:
-    twin = build_twin("3.50.4", NO_TABLE, link=("-no-pie",))
+    twin = Build(kind="no-pie", options="OMIT_LOAD_EXTENSION OMIT_TRACE").twin()
     explained = explain(twin.stripped)
     (detail,) = explained.details["sqlite3_step"]
     match = re.search(r'refers to "([^"]+)" at (0x[0-9a-f]+) \((0x[0-9a-f]+)\)$', detail.text)
@@ -52,7 +52,7 @@ def test_details_name_addresses_that_hold_what_they_say() -> None:
 
 
 def test_the_slot_of_the_api_table_holds_the_function() -> None:
-    twin = build_twin("3.50.4", ("-O2",))
+    twin = build_twin()
     explained = explain(twin.stripped)
     text = explained.details["sqlite3_step"][0].text
     assert re.fullmatch(r"slot 94 of sqlite3_api_routines at 0x[0-9a-f]+ \(at 0x[0-9a-f]+\)", text)
@@ -154,7 +154,7 @@ def test_a_process_is_looked_into_even_when_its_program_was_deleted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     program = tmp_path / "program"
-    shutil.copy(build_twin("3.50.4", ("-O2",)).stripped, program)
+    shutil.copy(build_twin().stripped, program)
     endless = "WITH RECURSIVE t(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t) SELECT i FROM t"
     # Nobody reads what it writes, so that it waits.
     process = subprocess.Popen([program, ":memory:", endless], stdout=subprocess.PIPE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,6 @@ from tests.support.macho_builder import (
 from tests.support.real_binaries import CIPHERS, from_npm
 from tests.support.sqlite_layout import true_layout
 from tests.support.symbol_oracle import macho_symbol_addresses
-from tests.support.zig_builds import zig_twin
 
 BASE = 0x100000000
 X86_64, ARM64 = 0x01000007, 0x0100000C
@@ -226,15 +224,3 @@ def test_inspect_shows_each_architecture_of_a_universal_file(
         f"3.53.4   macho arm64   {file}",
         f"3.53.4   macho x86_64  {file}",
     ]
-
-
-@pytest.mark.skipif("SQLTRACE_ALL_BUILDS" not in os.environ, reason="takes minutes; set SQLTRACE_ALL_BUILDS=1")
-@pytest.mark.parametrize("flags", [("-O2",), ("-O2", "-DSQLITE_OMIT_LOAD_EXTENSION")], ids=str)
-def test_a_program_without_function_starts_resolves_to_nothing_wrong(flags: tuple[str, ...]) -> None:
-    # Zig's linker leaves LC_FUNCTION_STARTS empty.
-    content = zig_twin("aarch64-macos", flags).unstripped.read_bytes()
-    symbols = macho_symbol_addresses(content)
-    resolution = explain_image(MachO(without_symbols(content), "driver")).resolution
-    assert {n: f.address for n, f in resolution.functions.items()} == {n: symbols[n] for n in resolution.functions}
-    truth = true_layout("3.50.4")
-    assert {n: f.offset for n, f in resolution.layout.items()} == {n: truth[n][0] for n in resolution.layout}

@@ -106,3 +106,28 @@ def without_section_headers(file: bytes) -> bytes:
     data[40:48] = bytes(8)  # e_shoff
     data[60:64] = bytes(4)  # e_shnum, e_shstrndx
     return bytes(data)
+
+
+def without_sections(file: bytes) -> bytes:
+    """Return what `strip` leaves of an ELF file: what is loaded, and the headers of that."""
+    headers_at, entry, count, names_index = struct.unpack_from("<Q10xHHH", file, 40)
+    sections = [list(struct.unpack_from("<IIQQQQIIQQ", file, headers_at + entry * i)) for i in range(count)]
+    kept = [i for i, section in enumerate(sections) if i == 0 or section[2] & 2]  # SHF_ALLOC
+    end = max(s[4] + (0 if s[1] == 8 else s[5]) for s in (sections[i] for i in kept))  # SHT_NOBITS holds nothing
+    names = bytearray(b"\0.shstrtab\0")
+    table = bytearray()
+    for i in kept:
+        name, *middle, link, info, align, size = sections[i]
+        start = sections[names_index][4] + name
+        title = file[start : file.index(b"\0", start)]
+        at = len(names) if title else 0
+        names += title + b"\0" if title else b""
+        link, info = (kept.index(n) if n in kept else 0 for n in (link, info))
+        table += struct.pack("<IIQQQQIIQQ", at, *middle, link, info, align, size)
+    table += struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, end, len(names), 0, 0, 1, 0)
+    body = file[:end] + names
+    body += bytes(-len(body) % 8)
+    head = bytearray(body[:64])
+    struct.pack_into("<Q", head, 40, len(body))
+    struct.pack_into("<HH", head, 60, len(kept) + 1, len(kept))
+    return bytes(head + body[64:] + table)

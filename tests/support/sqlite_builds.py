@@ -1,9 +1,10 @@
-"""SQLite built at many releases and options: the oracles of the resolver, and targets for everyone else.
+"""SQLite built at many releases, by several compilers: the oracles of the resolver, and targets for everyone else.
 
 The better-sqlite3 packages on npm carry SQLite's amalgamation, one release each, so that `npm pack` is all
 that is needed to have nearly every release of the last ten years.
-`build_twin` compiles one of them twice over: an unstripped file, whose symbols and DWARF are the truth,
+`Build.twin` compiles one of them twice over: an unstripped file, whose symbols and DWARF are the truth,
 and a stripped copy of it, which is what users trace.
+Zig (PyPI's ziglang) brings its own clang, linkers, libc and headers, and so builds for arm64, musl and macOS.
 Everything lands under build/ in the checkout, keyed by what went in, so that the second run builds nothing.
 """
 
@@ -11,15 +12,23 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import io
+import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from sqltrace.btf.generate.fetch import fetch, sources, vanilla
+from tests.support.elf_builder import without_sections
+from tests.support.macho_builder import without_symbols
 
 BUILD: Final = Path(__file__).resolve().parents[2] / "build"
 
@@ -56,7 +65,22 @@ PACKAGES: Final = {
 
 DEFAULT_VERSION: Final = "3.50.4"
 
-_DRIVER: Final = Path(__file__).with_name("driver.c")
+_HERE: Final = Path(__file__).parent
+_HEADER: Final = re.compile(r"^/\*+ Begin file sqlite3\.h \*.*?^/\*+ End of sqlite3\.h \*", re.MULTILINE | re.DOTALL)
+_VARIABLE: Final = re.compile(r"^SQLITE_API (char \*\w+|const char \w+\[\])(?: = \w+)?;", re.MULTILINE)
+_KINDS: Final = {
+    # how a program or library is linked: the compiler's flags, the linker's
+    "pie": (("-fPIE",), ("-pie",)),
+    "no-pie": (("-fno-pie",), ("-no-pie",)),
+    "static": (("-fno-pie",), ("-static", "-no-pie")),
+    "static-pie": (("-fPIE",), ("-static-pie",)),
+    "so": (
+        ("-fPIC", "-fvisibility=hidden"),
+        ("-shared", "-Wl,-Bsymbolic", f"-Wl,--version-script={_HERE / 'driver.map'}"),
+    ),
+    "macho": ((), ()),
+    "dylib": (("-fvisibility=hidden",), ("-dynamiclib",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +89,104 @@ class Twin:
 
     unstripped: Path
     stripped: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How one program with SQLite inside is made.
+
+    `kind` is one of pie, no-pie, static, static-pie, so (an addon that exports nothing of SQLite), macho and dylib;
+    `options` are SQLite's, without SQLITE_.  The program executes its arguments: `twin.stripped DATABASE SQL...`
+    prepares, steps and finalizes each SQL; with `program` exec_driver, through sqlite3_exec alone.
+    """
+
+    version: str = DEFAULT_VERSION
+    compiler: str = "gcc"
+    target: str = "x86_64-linux-gnu"
+    kind: str = "pie"
+    flags: str = "-O2"
+    options: str = ""
+    link: str = ""
+    program: str = "driver"
+
+    def __str__(self) -> str:
+        program = "" if self.program == "driver" else self.program
+        words = (self.version, self.compiler, self.target, self.kind, self.flags, self.options, self.link, program)
+        return " ".join(filter(None, words))
+
+    @property
+    def defines(self) -> tuple[str, ...]:
+        """SQLite's options as the compiler takes them."""
+        return tuple(f"-DSQLITE_{option}" for option in self.options.split())
+
+    @property
+    def compile_command(self) -> tuple[str, ...]:
+        """The compiler for this target, with nothing else."""
+        if self.compiler == "zig":
+            return (sys.executable, "-m", "ziglang", "cc", "-target", self.target)
+        if self.compiler == "clang":
+            return ("clang", f"--target={self.target}")
+        return ("gcc" if self.arch == "x86_64" else f"{self.target}-gcc",)
+
+    @property
+    def arch(self) -> str:
+        """The processor, as a Resolution names it."""
+        return "x86_64" if self.target.startswith("x86_64") else "arm64"
+
+    @property
+    def has_table(self) -> bool:
+        """Whether sqlite3_api_routines is in it."""
+        return "OMIT_LOAD_EXTENSION" not in self.options.split()
+
+    @property
+    def is_macho(self) -> bool:
+        """Whether this is for macOS."""
+        return self.target.endswith("macos")
+
+    def lacks(self) -> str | None:
+        """Return which program this build needs that is not installed."""
+        if self.compiler == "zig":
+            return None if importlib.util.find_spec("ziglang") else "ziglang"
+        wanted = [self.compile_command[0]]
+        if self.arch != "x86_64":
+            wanted += [f"{self.target}-gcc", f"{self.target}-strip"]  # clang, too, links with what that one brings
+        if "-fuse-ld=lld" in self.link:
+            wanted.append("ld.lld")
+        return next((program for program in wanted if shutil.which(program) is None), None)
+
+    def twin(self) -> Twin:
+        """Build it, if that was not done before."""
+        compiling, linking = _KINDS[self.kind]
+        if (self.compiler, self.kind) == ("gcc", "pie"):
+            compiling = linking = ()  # Debian's default
+        flags = (*self.flags.split(), *compiling, *self.defines)
+        compiled = sqlite_object(self.version, flags, self.compile_command)
+        source = _HERE / f"{self.program}.c"
+        libraries = ("-lm",) if self.compiler == "zig" else ("-lm", "-ldl", "-lpthread")
+        link = (*linking, *self.link.split(), *libraries)
+        key = hashlib.sha256("\0".join([*link, source.read_text()]).encode()).hexdigest()[:16]
+        unstripped = compiled.parent / f"{self.program}-{key}"
+        stripped = unstripped.with_suffix(".stripped")
+        with _locked(compiled.parent):
+            if not stripped.exists():
+                visible = ("-fvisibility=default",) if self.kind in ("so", "dylib") else ()
+                program = compiled.parent / f"{self.program}.o"
+                partial = unstripped.with_suffix(".partial")
+                headers = f"-I{amalgamation(self.version)}"
+                _run(*self.compile_command, "-g", "-w", *flags, *visible, headers, "-c", source, "-o", program)
+                _run(*self.compile_command, "-g", "-w", *flags, program, compiled, *link, "-o", partial)
+                partial.rename(unstripped)
+                if self.is_macho:
+                    partial.write_bytes(without_symbols(unstripped.read_bytes()))
+                elif self.compiler == "zig":  # which comes without strip, and links otherwise with -s
+                    shutil.copy2(unstripped, partial)
+                    partial.write_bytes(without_sections(unstripped.read_bytes()))
+                else:
+                    shutil.copy2(unstripped, partial)
+                    _run("strip" if self.arch == "x86_64" else f"{self.target}-strip", partial)
+                program.unlink()
+                partial.rename(stripped)
+        return Twin(unstripped, stripped)
 
 
 @contextmanager
@@ -77,7 +199,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True)
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(BUILD / "zig" / "cache")}
+    done = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr[-2000:]}")
     return done.stdout
@@ -98,12 +221,18 @@ def _sqlite_files(package: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def amalgamation(version: str = DEFAULT_VERSION) -> Path:
-    """Return the directory that holds sqlite3.c, sqlite3.h and sqlite3ext.h of one release of PACKAGES."""
+    """Return the directory that holds sqlite3.c and sqlite3.h of one release.
+
+    Those that are not in PACKAGES come from where the catalogue of struct layouts has them, without changes of vendors.
+    """
     directory = BUILD / "amalgamation" / version
     if (directory / "complete").exists():
         return directory
     with _locked(directory):
         if not (directory / "complete").exists():
+            if version not in PACKAGES:
+                _from_catalogue(version, directory)
+                return directory
             name = _run("npm", "pack", "--silent", f"better-sqlite3@{PACKAGES[version]}", cwd=directory).split()[-1]
             for file, content in _sqlite_files((directory / name).read_bytes()):
                 (directory / file).write_bytes(content)
@@ -114,54 +243,34 @@ def amalgamation(version: str = DEFAULT_VERSION) -> Path:
     return directory
 
 
-def sqlite_object(version: str, flags: Sequence[str]) -> Path:
+def _from_catalogue(version: str, directory: Path) -> None:
+    (source,) = (s for s in sources() if s.version == version)
+    text = vanilla(fetch(source, BUILD / "catalogue-cache").text)
+    (directory / "sqlite3.c").write_text(text, encoding="latin-1")
+    header = _HEADER.search(text)
+    if header is None:
+        raise RuntimeError(f"{source.package_name} does not hold sqlite3.h")
+    declared = _VARIABLE.sub(r"extern \1;", f"{header.group()}/\n")  # inside sqlite3.c it defines them
+    (directory / "sqlite3.h").write_text(declared, encoding="latin-1")
+    (directory / "complete").touch()
+
+
+def sqlite_object(version: str, flags: Sequence[str], command: Sequence[str] = ("gcc",)) -> Path:
     """Compile the amalgamation with -g and these flags; return the object file."""
     source = amalgamation(version)
-    key = hashlib.sha256("\0".join([version, *flags]).encode()).hexdigest()[:16]
+    named = () if tuple(command) == ("gcc",) else [Path(command[0]).name, *command[1:]]
+    key = hashlib.sha256("\0".join([version, *flags, *named]).encode()).hexdigest()[:16]
     directory = BUILD / "sqlite" / key
     target = directory / "sqlite3.o"
     with _locked(directory):
         if not target.exists():
             partial = directory / "partial.o"
-            _run("gcc", "-g", "-w", *flags, "-c", source / "sqlite3.c", "-o", partial)
+            _run(*command, "-g", "-w", *flags, "-c", source / "sqlite3.c", "-o", partial)
             partial.rename(target)
-            (directory / "flags").write_text(" ".join([version, *flags]))
+            (directory / "flags").write_text(" ".join([version, *flags, *named]))
     return target
 
 
-def build_twin(
-    version: str = DEFAULT_VERSION,
-    flags: Sequence[str] = ("-O2",),
-    *,
-    link: Sequence[str] = (),
-    shared: bool = False,
-) -> Twin:
-    """Build driver.c with SQLite inside (or, with `shared`, an addon that exports nothing of SQLite).
-
-    `flags` are the compiler's, `link` the linker's.  The driver executes its arguments:
-    `twin.stripped DATABASE SQL...` prepares, steps and finalizes each SQL once.
-    """
-    if shared:
-        flags = (*flags, "-fPIC", "-fvisibility=hidden")
-        link = (
-            *link,
-            "-shared",
-            "-Wl,-Bsymbolic",
-            f"-Wl,--version-script={Path(__file__).with_name('driver.map')}",
-        )
-    compiled = sqlite_object(version, flags)
-    key = hashlib.sha256("\0".join([*link, _DRIVER.read_text()]).encode()).hexdigest()[:16]
-    unstripped = compiled.parent / f"driver-{key}"
-    stripped = unstripped.with_suffix(".stripped")
-    with _locked(compiled.parent):
-        if not stripped.exists():
-            partial = unstripped.with_suffix(".partial")
-            _run(
-                "gcc", "-g", "-w", *flags, f"-I{amalgamation(version)}", _DRIVER, compiled,
-                "-o", partial, *link, "-lm", "-ldl", "-lpthread",
-            )  # fmt: skip
-            partial.rename(unstripped)
-            shutil.copy2(unstripped, partial)
-            _run("strip", partial)
-            partial.rename(stripped)
-    return Twin(unstripped, stripped)
+def build_twin() -> Twin:
+    """Return what most tests are content with: gcc -O2, linked as Debian's programs are."""
+    return Build().twin()
