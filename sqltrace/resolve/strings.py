@@ -291,7 +291,7 @@ class _Search:
         found: dict[str, dict[int, int]] = {}
         for lock_and_prepare in candidates:
             for wrapper in self._graph.callers(lock_and_prepare):
-                if self._graph.size(wrapper) < _SMALL:
+                if self._may_be_small(wrapper):
                     name = self._prepare_name(wrapper, lock_and_prepare)
                     if name is not None:
                         found.setdefault(name, {})[wrapper] = lock_and_prepare
@@ -304,6 +304,10 @@ class _Search:
                 )
                 self._add(family, name, wrapper, f"{reason}; that one {self._says(called, ('prepare',))}")
         return family
+
+    def _may_be_small(self, function: int) -> bool:
+        """Whether this can be a mere wrapper; without unwind data a function seems to go on to the next known one."""
+        return self._graph.size(function) < _SMALL or not self._image.unwind_covers(function)
 
     def _prepare_name(self, wrapper: int, inner: int) -> str | None:
         """Tell by what sqlite3LockAndPrepare(db, zSql, nBytes, prepFlags, pReprepare, ppStmt, ...) is given."""
@@ -330,6 +334,9 @@ class _Search:
         `zSql = sqlite3_sql(p); db = sqlite3VdbeDb(p); sqlite3LockAndPrepare(db, zSql, -1, flags, p, &pNew, 0)`.
         """
         prepares = self._users["prepare"]
+        if len(prepares) != 1:
+            return {}  # there are copies of sqlite3Prepare, and then of sqlite3LockAndPrepare
+        (prepare,) = prepares
         called = self._graph.callees(step)
         called |= {f for c in called for f in self._graph.callees(c) & self._graph.callers(step)}
         found: dict[int, FieldClaim] = {}
@@ -350,6 +357,8 @@ class _Search:
         if len(found) != 1:
             return {}
         target, claim = found.popitem()
+        if target != prepare and any(map(self._hands_text_on, self._graph.callers(prepare) - {target})):
+            return {}
         self._reprepared.append(claim)
         self.details["sqlite3LockAndPrepare"] = (
             f"sqlite3_step at {step:#x} hands it a statement's own text, and the statement to be replaced; "
@@ -357,12 +366,24 @@ class _Search:
         )
         return {"sqlite3LockAndPrepare": target}
 
+    def _hands_text_on(self, caller: int) -> bool:
+        """Whether the function hands its first two arguments on to sqlite3Prepare, as sqlite3LockAndPrepare does.
+
+        sqlite3InitCallback does not, but each copy of sqlite3LockAndPrepare that the compiler made.
+        """
+        prepares = self._users["prepare"]
+
+        def hands_on(call: Call) -> bool:
+            return call.target in prepares and call.arguments[:2] == (_OWN, _INDEX)
+
+        return any(map(hands_on, self._executor.run(caller, budget=8000, once=True, until=hands_on).calls))
+
     def _close_family(self) -> dict[str, int]:
         """Return sqlite3_close and sqlite3_close_v2: they call sqlite3Close(db, 0) and sqlite3Close(db, 1)."""
         found: dict[str, set[int]] = {}
         for close in self._users["close"]:
             for wrapper in self._graph.callers(close):
-                if self._graph.size(wrapper) < _SMALL:
+                if self._may_be_small(wrapper):
                     trace = self._executor.run(wrapper, budget=200, stop_at=close)
                     for call in trace.calls:
                         name = _CLOSES.get(call.arguments[1]) if call.arguments[1] is not None else None
