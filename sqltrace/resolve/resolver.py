@@ -33,6 +33,7 @@ from sqltrace.resolve.starts import objection
 from sqltrace.resolve.strings import string_evidence
 from sqltrace.resolve.symbolic import Executor
 from sqltrace.resolve.symbols import NamedFunction, named_functions
+from sqltrace.resolve.translations import translation
 
 _SOURCE_ID: Final = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{36}(?:[0-9a-f]{24})?[0-9a-z]{4}\b")
 _SOURCE_ID_BEGINS: Final = b"20"
@@ -171,6 +172,7 @@ class _Ladder:
         release = self._release(table, functions, source_id)
         strings = string_evidence(image, self._executor)
         if not functions and not strings.anchors and not self._overrides.functions:
+            self._refuse_translation()
             raise NoSQLiteError(f"{image.path} names a SQLite release but holds no SQLite")
         for name, address in strings.functions.items():
             if name == LOCK_AND_PREPARE and "sqlite3_prepare_v2" in functions:
@@ -232,6 +234,7 @@ class _Ladder:
         needed = {STAND_INS[n] for n in STAND_INS if n not in functions}
         missing += [n for n in REQUIRED_FIELDS if n not in layout]
         if missing:
+            self._refuse_translation()
             raise ResolutionError(
                 f"{image.path} holds SQLite{' ' + version_text(release) if release else ''}, "
                 f"but {' and '.join(missing)} could not be found; --offset and --layout can say where they are"
@@ -259,6 +262,15 @@ class _Ladder:
                 *(FeatureOff(name, reason) for name, reason in disputes.items()),
             ),
         )
+
+    def _refuse_translation(self) -> None:
+        """Raise ResolutionError where this is no C at all."""
+        port = translation(self._image)
+        if port is not None:
+            raise ResolutionError(
+                f"{self._image.path} holds SQLite translated to Go ({port}), not C: it has none of the functions that "
+                "can be traced"
+            )
 
     def _check_start(self, name: str, function: Function) -> None:
         """Raise ResolutionError unless a function can start here."""

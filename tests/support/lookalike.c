@@ -154,13 +154,25 @@ FUNCTION const char *sqlite3_sourceid(void) { return SOURCE_ID; }
 #define FILLER(name) FUNCTION int sqlite3_##name(void) { return 0; }
 FILLERS(FILLER)
 #define SLOT(name) (void *)&sqlite3_##name,
+#ifdef SKEW_SWAPPED_SLOTS
+#define sqlite3_step sqlite3_reset
+#endif
 __attribute__((used, visibility("default"))) void *const sqlite3Apis[] = { SLOTS(SLOT) };
+#undef sqlite3_step
 #ifdef SKEW_SECOND_TABLE
 FUNCTION int other_step(Vdbe *p) { return p ? 100 : 101; }
 #define sqlite3_step other_step
 __attribute__((used, visibility("default"))) void *const otherApis[] = { SLOTS(SLOT) };
 #undef sqlite3_step
 #endif
+#endif
+
+#ifdef SKEW_SHORT_TABLE
+__attribute__((used, visibility("default"))) void *const shortApis[] = { (void *)sqlite3_libversion, (void *)sqlite3_libversion_number, (void *)sqlite3_reset };
+#endif
+
+#ifdef SKEW_GO_BUILD_INFO
+__attribute__((used, visibility("default"))) const char info[] = "\377 Go buildinf:\010\002path\tx\ndep\tmodernc.org/sqlite\tv1.29.1\th1:abc=\n";
 #endif
 
 void *const keep[] __attribute__((used, visibility("default"))) = {
