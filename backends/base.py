@@ -38,6 +38,17 @@ class Options:
     """Memory between the hooks and us; a power of two."""
     follow: bool = True
     """Children of the observed processes are observed too."""
+    min_duration_ns: int = 0
+    """Executions that took less are not wanted.  Like the next two a hint: a backend that can leaves them out, and
+    counts them as filtered; the session looks at what comes anyway."""
+    errors_only: bool = False
+    """Only executions that failed are wanted."""
+    muting: bool = False
+    """`Trace.mute` will be called."""
+    statements: int = 1 << 16
+    """Prepared statements that are known at a time."""
+    threads: int = 1 << 14
+    """Threads that are observed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +102,16 @@ Item = Record | Process | Probed | Refused | Started | Ended
 class Counts:
     """What the hooks saw and what got lost, for `hits == emitted + filtered + lost`.
 
-    hits: executions whose end a hook saw, or that were still running at the end.
+    hits: executions whose beginning a hook saw, or that were under way when it came.
     lost: (record type name, reason) -> number of records.
+    filtered: executions that the hooks left out.
+    evicted: table -> entries that had to make room; known after detach.
     """
 
     hits: int
     lost: Mapping[tuple[str, str], int]
+    filtered: int = 0
+    evicted: Mapping[str, int] = field(default_factory=dict)
 
 
 class Trace(Protocol):
@@ -122,6 +137,9 @@ class Trace(Protocol):
 
     def counts(self) -> Counts:
         """Return the totals so far."""
+
+    def mute(self, text_id: int) -> None:
+        """Take note that no execution of this statement is wanted; may be ignored."""
 
     def detach(self) -> Sequence[Item]:
         """Remove every probe, leave the processes as they were, return what was still in the ring.

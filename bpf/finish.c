@@ -21,8 +21,23 @@ static __always_inline u64 bound(u8 *mem, struct layout *l)
 
 static __always_inline void submit(struct thread *t)
 {
-  if (records.ringbuf_output(&t->out, sizeof(t->out), 0))
+  u64 wake = t->wake ? FORCE_WAKEUP : NO_WAKEUP;
+  if (records.ringbuf_output(&t->out, sizeof(t->out), wake))
     count(LOST_STATEMENT);
+}
+
+/* The same rules as sqltrace/filters.py, which sees what is not decided here. */
+static __always_inline int unwanted(struct statement *s, int rc)
+{
+  if (MIN_DURATION_NS && s->end_ns - s->begin_ns < MIN_DURATION_NS)
+    return 1;
+  if (ERRORS_ONLY && (rc == 0 || rc == SQLITE_ROW || rc == SQLITE_DONE))
+    return 1;
+  if (MUTING) {
+    u64 text_id = s->text_id;
+    return text_id && muted.lookup(&text_id);
+  }
+  return 0;
 }
 
 static __always_inline u64 bound_block(struct thread *t, struct layout *l, u32 used, u32 most)
@@ -102,7 +117,7 @@ static __always_inline void begin_out(struct thread *t, struct statement *s, u64
   r->conn = s->conn;
   r->text_id = s->text_id;
   r->rows = s->rows;
-  count(COUNT_HITS);
+  t->wake = count(COUNT_ENDS) % WAKE_EVERY == WAKE_EVERY - 1;
 }
 
 /* The statement vanished where no hook looks, and its address now holds another one. */
@@ -111,7 +126,10 @@ static __always_inline void finish_unseen(struct thread *t, struct statement *s,
   begin_out(t, s, stmt, END_UNSEEN | STATEMENT_INCOMPLETE | STATEMENT_NO_COUNTERS);
   t->out.rc = SQLITE_ROW;
   s->running = 0;
-  submit(t);
+  if (unwanted(s, SQLITE_ROW))
+    count(COUNT_FILTERED);
+  else
+    submit(t);
 }
 
 static __always_inline u32 share(struct thread *t, struct layout *l, struct statement *s, u32 index)
@@ -127,6 +145,14 @@ static __always_inline int finish(struct thread *t, struct layout *l, u32 layout
                                   u32 end, int rc)
 {
   struct record_statement *r = &t->out;
+  if ((MIN_DURATION_NS || ERRORS_ONLY || MUTING) && unwanted(s, rc)) {
+    s->running = 0;
+    count(COUNT_ENDS);
+    count(COUNT_FILTERED);
+    if (!read_vdbe(t, l, stmt)) /* the next execution is told from another statement's by these */
+      copy_counters(s->last, t, l);
+    return 0;
+  }
   begin_out(t, s, stmt, end);
   r->rc = rc;
   s->running = 0;

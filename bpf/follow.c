@@ -4,7 +4,6 @@
 #define SIGSTOP 19
 #define SPINS 2000  /* looks at a hold per tail call; 33 of these are allowed */
 #define DAWDLE 4096 /* bytes copied between two looks, only to pass the time: 33 x 2000 x 0.5 us */
-#define FORCE_WAKEUP 2
 
 /* What became of a thread that waits for us; sqltrace/backends/bcc/holder.py has the same list. */
 enum { HOLD_WAITING, HOLD_TAKEN, HOLD_STOPPED };
@@ -49,7 +48,7 @@ static __always_inline int tell_mapping(u32 tgid, u32 tid, u64 now)
   r.pid = tgid;
   r.tid = tid;
   r.time_ns = now;
-  if (!records.ringbuf_output(&r, sizeof(r), 0))
+  if (!records.ringbuf_output(&r, sizeof(r), FORCE_WAKEUP))
     return 0;
   count(LOST_MAPPING);
   return 1;

@@ -47,11 +47,17 @@ int step_entry(struct pt_regs *ctx)
 
   struct statement_key key = {.stmt = stmt, .tgid = bpf_get_current_pid_tgid() >> 32};
   struct statement *s = statements.lookup(&key);
-  int running = sqlite_says_running(l, stmt, s ? s->running : 0);
-  int more = 0, known = s != 0;
-  if (s && s->running && !running)
+  int more = 0, known = s != 0, fresh = !s || !s->running;
+  if (fresh && read_vdbe(t, l, stmt))
+    return 0;
+  int running = sqlite_says_running(t, l, stmt, fresh, s ? s->running : 0);
+  if (!fresh && !running) {
     finish_unseen(t, s, stmt);
-  if (!s || !s->running) {
+    fresh = 1;
+    if (read_vdbe(t, l, stmt))
+      return 0;
+  }
+  if (fresh) {
     if (!s) {
       struct statement empty = {};
       statements.update(&key, &empty);
@@ -60,10 +66,9 @@ int step_entry(struct pt_regs *ctx)
         count(LOST_STATEMENTS);
         return 0;
       }
+      count(COUNT_INSERTED);
       s->sql = 1; /* no address: the text is sent below */
     }
-    if (read_vdbe(t, l, stmt))
-      return 0;
     u64 conn = vdbe_u64(t, l->Vdbe_db), sql = vdbe_u64(t, l->Vdbe_zSql);
     if (!conn)
       return 0;
@@ -76,11 +81,10 @@ int step_entry(struct pt_regs *ctx)
         changed |= s->base[i] ^ s->last[i];
     }
     s->running = 1;
+    count(COUNT_HITS);
     s->layout = index;
     /* A known one goes on after BUSY where it stood; an unknown one was under way before we came. */
     s->flags = (running && !known ? STATEMENT_INCOMPLETE : 0) | (depth ? STATEMENT_NESTED : 0);
-    s->begin_ns = bpf_ktime_get_ns();
-    s->end_ns = s->begin_ns;
     s->step_ns = s->rows = s->changed = 0;
     s->conn = conn;
     s->sql = sql;
@@ -103,6 +107,8 @@ int step_entry(struct pt_regs *ctx)
   f->nested = 0;
   now = bpf_ktime_get_ns();
   f->begin_ns = now;
+  if (fresh)
+    s->begin_ns = s->end_ns = now;
   if (more)
     tails.call(ctx, TAIL_TEXT);
   return 0;
@@ -114,9 +120,7 @@ int step_return(struct pt_regs *ctx)
   u64 sp = PT_REGS_SP(ctx) - 8; /* the return address is popped */
   u32 index;
   u32 tgid = id >> 32;
-  if (!followed.lookup(&tgid))
-    return 0;
-  struct thread *t = threads.lookup(&id);
+  struct thread *t = threads.lookup(&id); /* there is one only if the process is observed */
   struct layout *l = probe_layout(ctx, &index);
   if (!t || !l)
     return 0;
@@ -164,9 +168,9 @@ int reset_entry(struct pt_regs *ctx)
 {
   struct statement_key key = {.stmt = PT_REGS_PARM1(ctx), .tgid = bpf_get_current_pid_tgid() >> 32};
   u32 index;
-  if (!key.stmt || !current_follow())
+  if (!key.stmt)
     return 0;
-  struct statement *s = statements.lookup(&key);
+  struct statement *s = statements.lookup(&key); /* there is one only if the process is observed */
   if (!s || !s->running || steps_itself(key.stmt, PT_REGS_SP(ctx)))
     return 0;
   struct thread *t = current_thread();
@@ -183,7 +187,7 @@ int finalize_entry(struct pt_regs *ctx)
   struct statement_key key = {.stmt = PT_REGS_PARM1(ctx), .tgid = bpf_get_current_pid_tgid() >> 32};
   u32 index;
   int more = 0;
-  if (!key.stmt || !current_follow())
+  if (!key.stmt)
     return 0;
   struct statement *s = statements.lookup(&key);
   if (!s)
@@ -194,7 +198,8 @@ int finalize_entry(struct pt_regs *ctx)
     if (t && l)
       more = finish(t, l, index, s, key.stmt, END_FINALIZE, SQLITE_ROW);
   }
-  statements.delete(&key);
+  if (!statements.delete(&key))
+    count(COUNT_DELETED);
   if (more)
     tails.call(ctx, TAIL_BOUND);
   return 0;

@@ -1,8 +1,9 @@
 /*
  * What the probes remember: maps, the structs in them, and how they are reached.
  *
- * Defined by the loader: RING_PAGES; FOLLOW_CHILDREN, FOLLOW_EVERYONE, FOLLOW_FILES (0 or 1); OWN_PID; and TASK_PID,
- * TASK_TGID, TASK_EXIT_CODE, BPRM_FILE, FILE_INODE, INODE_NUMBER, offsets in the kernel's structs.
+ * Defined by the loader: RING_PAGES, MAX_STATEMENTS, MAX_THREADS; FOLLOW_CHILDREN, FOLLOW_EVERYONE, FOLLOW_FILES (0 or
+ * 1); what is left out here: MIN_DURATION_NS, ERRORS_ONLY, MUTING; OWN_PID; and TASK_PID, TASK_TGID, TASK_EXIT_CODE,
+ * BPRM_FILE, FILE_INODE, INODE_NUMBER, offsets in the kernel's structs.
  * Scratch memory belongs to a thread, not to a CPU: a uprobe's program can be preempted by another one on its CPU.
  */
 #include <uapi/linux/ptrace.h>
@@ -23,19 +24,31 @@
 #define SQLITE_ROW 100
 #define SQLITE_DONE 101
 
+/*
+ * Waking the reader costs more than writing a record.  So statements wake it now and then only (it looks by itself
+ * ten times a second), and what cannot wait does always: the kernel's own rule is fooled by records before it.
+ */
+#define NO_WAKEUP 1
+#define FORCE_WAKEUP 2
+#define WAKE_EVERY 1024
+
 enum { TAIL_BOUND = 0, TAIL_TEXT = 1 };
 
 /* Per-CPU totals; sqltrace/backends/bcc/program.py has the same list. */
 enum {
-  COUNT_HITS,
+  COUNT_HITS,      /* executions whose beginning was seen */
+  COUNT_ENDS,      /* ... whose end was: the difference runs, or had to make room in `statements` */
+  COUNT_FILTERED,  /* ... and which nobody wants */
+  COUNT_INSERTED,  /* into `statements` */
+  COUNT_DELETED,   /* from it: what is neither deleted nor there had to make room */
   LOST_STATEMENT,
   LOST_TEXT,
   LOST_DATABASE,
   LOST_PROCESS,
   LOST_MAPPING,
-  LOST_THREADS,    /* no room for another thread: its executions are not seen */
-  LOST_STATEMENTS, /* no room for another statement */
-  LOST_DEPTH,      /* more than FRAMES steps inside one another */
+  LOST_THREADS,    /* steps: no room for another thread */
+  LOST_STATEMENTS, /* steps: no room for another statement */
+  LOST_DEPTH,      /* steps: more than FRAMES inside one another */
   COUNTS
 };
 
@@ -59,7 +72,7 @@ struct frame { /* a step that has not returned yet */
 };
 
 struct thread {
-  u32 depth, text_length;
+  u32 depth, wake; /* wake: the record in `out` shall wake the reader */
   struct frame frames[FRAMES];
   struct record_statement out;
   /* of a bound-parameter walk in progress */
@@ -79,18 +92,18 @@ struct follow {
 BPF_RINGBUF_OUTPUT(records, RING_PAGES);
 BPF_ARRAY(layouts, struct layout, 256);
 BPF_HASH(followed, u32, struct follow, 16384);
-BPF_TABLE("lru_hash", struct statement_key, struct statement, statements, 65536);
-BPF_F_TABLE("hash", u64, struct thread, threads, 16384, BPF_F_NO_PREALLOC);
+BPF_TABLE("lru_hash", struct statement_key, struct statement, statements, MAX_STATEMENTS);
+BPF_F_TABLE("hash", u64, struct thread, threads, MAX_THREADS, BPF_F_NO_PREALLOC);
 BPF_ARRAY(blank, struct thread, 1);
 BPF_PERCPU_ARRAY(counts, u64, COUNTS);
+BPF_TABLE("lru_hash", u64, u8, muted, 65536); /* text_ids of which no execution is wanted */
 BPF_ARRAY(next_text_id, u64, 1);
 BPF_PROG_ARRAY(tails, 2);
 
-static __always_inline void count(int what)
+static __always_inline u64 count(int what)
 {
   u64 *n = counts.lookup(&what);
-  if (n)
-    __sync_fetch_and_add(n, 1);
+  return n ? __sync_fetch_and_add(n, 1) : 0;
 }
 
 static __always_inline u64 read_u64(u64 address)
@@ -130,12 +143,18 @@ static __always_inline void copy_counters(u32 *to, struct thread *t, struct layo
     bpf_probe_read_kernel(to, 9 * sizeof(u32), t->vdbe + at);
 }
 
-/* Whether SQLite itself says that the statement is between its first step and its end. */
-static __always_inline int sqlite_says_running(struct layout *l, u64 stmt, int otherwise)
+/*
+ * Whether SQLite itself says that the statement is between its first step and its end.  `copied`: the thread's copy of
+ * the struct is of now.
+ */
+static __always_inline int sqlite_says_running(struct thread *t, struct layout *l, u64 stmt, int copied, int otherwise)
 {
   if (l->Vdbe_eVdbeState != UNKNOWN) {
     u8 state = 0;
-    bpf_probe_read_user(&state, 1, (void *)(stmt + l->Vdbe_eVdbeState));
+    if (copied)
+      state = vdbe_u8(t, l->Vdbe_eVdbeState);
+    else
+      bpf_probe_read_user(&state, 1, (void *)(stmt + l->Vdbe_eVdbeState));
     return state == VDBE_STATE_RUN;
   }
   if (l->Vdbe_magic != UNKNOWN && l->Vdbe_pc != UNKNOWN) {
@@ -178,7 +197,7 @@ static __always_inline void tell_process(u32 tgid, u32 parent, u32 action, int e
   r.action = action;
   r.exit_code = exit_code;
   bpf_get_current_comm(r.comm, sizeof(r.comm));
-  if (records.ringbuf_output(&r, sizeof(r), 0))
+  if (records.ringbuf_output(&r, sizeof(r), FORCE_WAKEUP))
     count(LOST_PROCESS);
 }
 

@@ -37,7 +37,7 @@ static __always_inline int send_database(struct thread *t, struct layout *l, u64
   r->conn = conn;
   r->length = n ? n - 1 : 0;
   r->reserved = 0;
-  return records.ringbuf_output(r, sizeof(*r) + n, 0);
+  return records.ringbuf_output(r, sizeof(*r) + n, NO_WAKEUP);
 }
 
 static __always_inline void head_text(struct record_text *r, struct thread *t, u32 flags, u64 length)
@@ -88,7 +88,7 @@ static __always_inline int send_text(struct thread *t, struct layout *l, struct 
   else
     n = 0;
   head_text(r, t, flags, n);
-  if (records.ringbuf_output(r, sizeof(*r) + n, 0)) {
+  if (records.ringbuf_output(r, sizeof(*r) + n, NO_WAKEUP)) {
     count(LOST_TEXT);
     return 0;
   }
@@ -123,7 +123,7 @@ int long_text(struct pt_regs *ctx)
       n--;
     head_text(r, t, flags, n);
     r->header.size = sizeof(*r) + LONG_TEXT;
-    records.ringbuf_submit(r, 0);
+    records.ringbuf_submit(r, FORCE_WAKEUP);
     t->text_offset += n;
     if (flags)
       return 0;
@@ -132,7 +132,7 @@ int long_text(struct pt_regs *ctx)
   /* 33 tail calls are spent: 34 MB. */
   struct record_text *r = (struct record_text *)t->block;
   head_text(r, t, TEXT_LAST | TEXT_TRUNCATED, 0);
-  if (records.ringbuf_output(r, sizeof(*r), 0))
+  if (records.ringbuf_output(r, sizeof(*r), NO_WAKEUP))
     count(LOST_TEXT);
   return 0;
 }

@@ -54,6 +54,7 @@ class Totals:
     hits: int = 0
     filtered: int = 0
     lost: dict[tuple[str, str], int] = field(default_factory=dict)
+    evicted: dict[str, int] = field(default_factory=dict)
     probed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
@@ -87,6 +88,7 @@ class Session:
         self._processes = Processes()
         self._decoder = Decoder(self._clock, self._processes, limits.sql_bytes)
         self._filter = Filter(conditions) if conditions.any else None
+        self._mutes = self._filter if conditions.about_text else None
         self._started = time.monotonic()
         self._stop = False
         self._full = False
@@ -117,12 +119,12 @@ class Session:
         self._started = time.monotonic()  # what the backend needed to get ready is not the user's time
         try:
             while not self._done(trace):
-                self._take(trace.drain(_TURN))
+                self._take(trace.drain(_TURN), trace)
                 self._account(trace)
                 self._guarded(self._sink.flush)
         finally:
             items = trace.detach()
-        self._take(items)
+        self._take(items, trace)
         self._finish(trace)
         return self.totals
 
@@ -134,12 +136,14 @@ class Session:
 
     # -- items
 
-    def _take(self, items: Sequence[Item]) -> None:
+    def _take(self, items: Sequence[Item], trace: Trace) -> None:
         for item in items:
             if isinstance(item, np.ndarray):
                 self._statements(item)
             elif isinstance(item, Text):
-                self._decoder.text(item)
+                prepared = self._decoder.text(item)
+                if prepared is not None and self._mutes is not None and not self._mutes.wants(prepared):
+                    trace.mute(item.text_id)
             elif isinstance(item, Database):
                 self._decoder.database(item)
             elif isinstance(item, Process):
@@ -246,6 +250,8 @@ class Session:
         totals = self.totals
         totals.hits = counts.hits
         totals.lost = dict(counts.lost)
+        totals.filtered += counts.filtered
+        totals.evicted = dict(counts.evicted)
         self._emit(
             "session_end",
             {
@@ -255,6 +261,7 @@ class Session:
                 "internal": totals.internal,
                 "events": dict(totals.events) | {"statement": totals.statements},
                 "lost": [{"type": k, "reason": r, "count": n} for (k, r), n in sorted(totals.lost.items())],
+                "evicted": totals.evicted,
                 "duration_us": round((time.monotonic() - self._started) * 1e6),
             },
         )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import sqltrace.bpf
+from sqltrace.backends.base import Options
 from sqltrace.backends.bcc import links
 from sqltrace.backends.bcc.kernel_btf import kernel_offsets
 from sqltrace.errors import BackendError, BackendUnavailableError
@@ -26,18 +27,22 @@ _SOURCES = Path(sqltrace.bpf.__file__).parent
 _PAGE = 4096
 _MAX_LAYOUTS = 256
 
-COUNTS = (
+COUNTS: tuple[str | tuple[str, str], ...] = (
     "hits",
+    "ends",
+    "filtered",
+    "inserted",
+    "deleted",
     ("statement", "ring_full"),
     ("text", "ring_full"),
     ("database", "ring_full"),
     ("process", "ring_full"),
     ("mapping", "ring_full"),
-    ("statement", "too_many_threads"),
-    ("statement", "too_many_statements"),
-    ("statement", "too_deep"),
+    ("step", "too_many_threads"),
+    ("step", "too_many_statements"),
+    ("step", "too_deep"),
 )
-"""The members of `counts` in state.c: executions seen to end, then (record type, reason) of what was lost."""
+"""The members of `counts` in state.c: a name, or (record type, reason) of what was lost."""
 
 _PARTS = ("state.c", "text.c", "finish.c", "follow.c", "probes.c")
 """One program in several files; bcc understands map methods only in the file that it is given, not in its includes."""
@@ -65,7 +70,7 @@ class ProbeOffsets:
 class ProbeObject:
     """The loaded BPF object."""
 
-    def __init__(self, ring_bytes: int, *, follow_children: bool, everyone: bool = False, files: bool = False) -> None:
+    def __init__(self, options: Options, *, everyone: bool = False, files: bool = False) -> None:
         """Compile and load.  everyone: processes are met by their first hit; files: `choose` is going to be used."""
         os.environ["BCC_KERNEL_SOURCE"] = str(_SOURCES / "shim")
         try:
@@ -77,14 +82,19 @@ class ProbeObject:
         kernel = kernel_offsets()
         flags = [
             f"-I{_SOURCES}",
-            f"-DRING_PAGES={ring_bytes // _PAGE}",
+            f"-DRING_PAGES={options.ring_bytes // _PAGE}",
+            f"-DMAX_STATEMENTS={options.statements}",
+            f"-DMAX_THREADS={options.threads}",
+            f"-DMIN_DURATION_NS={options.min_duration_ns}ULL",
+            f"-DERRORS_ONLY={int(options.errors_only)}",
+            f"-DMUTING={int(options.muting)}",
             f"-DTASK_PID={kernel['task_struct', 'pid']}",
             f"-DTASK_TGID={kernel['task_struct', 'tgid']}",
             f"-DTASK_EXIT_CODE={kernel['task_struct', 'exit_code']}",
             f"-DBPRM_FILE={kernel['linux_binprm', 'file']}",
             f"-DFILE_INODE={kernel['file', 'f_inode']}",
             f"-DINODE_NUMBER={kernel['inode', 'i_ino']}",
-            f"-DFOLLOW_CHILDREN={int(follow_children)}",
+            f"-DFOLLOW_CHILDREN={int(options.follow)}",
             f"-DFOLLOW_EVERYONE={int(everyone)}",
             f"-DFOLLOW_FILES={int(files)}",
             f"-DOWN_PID={os.getpid()}",
@@ -112,6 +122,7 @@ class ProbeObject:
             raise BackendError(f"bcc cannot load sqltrace's BPF programs: {error}. Use --backend frida.") from error
         self._layouts: dict[bytes, int] = {}
         self._links: list[int] = []
+        self._deleted = 0
 
     def _load(self, name: str, *, multi: bool) -> bool:
         try:
@@ -189,19 +200,28 @@ class ProbeObject:
         with contextlib.suppress(KeyError):
             del self._bpf[table][ctypes.c_uint32(pid)]
 
-    def counts(self) -> list[int]:
-        """Return the totals over all CPUs, in the order of COUNTS."""
+    def mute(self, text_id: int) -> None:
+        """Leave out the executions of this statement."""
+        self._bpf["muted"][ctypes.c_uint64(text_id)] = ctypes.c_uint8(1)
+
+    def counts(self) -> dict[str | tuple[str, str], int]:
+        """Return the totals over all CPUs by the names in COUNTS; `deleted` includes what we deleted."""
         table = self._bpf["counts"]
-        return [sum(table[ctypes.c_int(index)]) for index in range(len(COUNTS))]
+        totals = {name: sum(table[ctypes.c_int(index)]) for index, name in enumerate(COUNTS)}
+        totals["deleted"] += self._deleted
+        return totals
 
     def take_statements(self, pid: int | None, end: End) -> StatementBatch:
         """Forget the statements of a process (None: of all); return those still running as records."""
         table = self._bpf["statements"]
-        rows = [
-            _unfinished(key, leaf, end)
-            for key, leaf in _entries(table)
-            if (pid is None or key.tgid == pid) and _forget(table, key) and leaf.running
-        ]
+        rows = []
+        for key, leaf in _entries(table):
+            if pid is None or key.tgid == pid:
+                with contextlib.suppress(KeyError):
+                    del table[key]
+                    self._deleted += 1
+                if leaf.running:
+                    rows.append(_unfinished(key, leaf, end))
         return np.concatenate(rows) if rows else np.zeros(0, dtype=STATEMENT)
 
     def detach(self) -> None:
@@ -224,12 +244,6 @@ def _entries(table: Any) -> Iterator[tuple[Any, Any]]:
             yield key, table[key]
         except KeyError:
             continue
-
-
-def _forget(table: Any, key: Any) -> bool:
-    with contextlib.suppress(KeyError):
-        del table[key]
-    return True
 
 
 def _unfinished(key: Any, leaf: Any, end: End) -> StatementBatch:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from sqltrace.backends.base import Counts, Ended, Item, Options, Probed, Refused, Resolve, Started
 from sqltrace.backends.bcc.holder import Holder
-from sqltrace.backends.bcc.program import COUNTS, ProbeObject, ProbeOffsets
+from sqltrace.backends.bcc.program import ProbeObject, ProbeOffsets
 from sqltrace.backends.bcc.ringbuf import RingBuffer
 from sqltrace.backends.bcc.scope import ChosenFile, Scope, all_pids, system_libraries
 from sqltrace.backends.bcc.sites import BODY, probe_site
@@ -44,12 +44,7 @@ class BccTrace:
         self._options = options
         self._scope = scope
         self._file = ChosenFile(scope.exe) if scope.exe else None
-        self._object = ProbeObject(
-            options.ring_bytes,
-            follow_children=options.follow,
-            everyone=scope.everyone,
-            files=self._file is not None,
-        )
+        self._object = ProbeObject(options, everyone=scope.everyone, files=self._file is not None)
         self._ring = RingBuffer(self._object.ring_fd, options.ring_bytes)
         self._holder = Holder(self._object.held_fd, self._object.holds_fd)
         self._object.hold_by(self._holder.cpu)
@@ -63,7 +58,7 @@ class BccTrace:
         self._status: int | None = None
         self._pidfds: dict[int, int] = {}
         self._detached = False
-        self._final_counts: list[int] | None = None
+        self._final_counts: Counts | None = None
 
     # -- starting
 
@@ -293,11 +288,26 @@ class BccTrace:
 
     def counts(self) -> Counts:
         """Return hits and losses."""
-        values = self._object.counts() if self._final_counts is None else self._final_counts
-        lost = {key: n for key, n in zip(COUNTS[1:], values[1:], strict=True) if n and not isinstance(key, str)}
+        return self._counts() if self._final_counts is None else self._final_counts
+
+    def _counts(self, *, final: bool = False) -> Counts:
+        values = self._object.counts()
+        lost = {key: n for key, n in values.items() if n and not isinstance(key, str)}
         if self._malformed:
             lost["record", "malformed"] = self._malformed
-        return Counts(values[0] + self._unfinished, lost)
+        evicted = {}
+        if final:  # every statement that was still known has been taken
+            if values["inserted"] > values["deleted"]:
+                evicted["statements"] = values["inserted"] - values["deleted"]
+            running = values["hits"] - values["ends"] - self._unfinished
+            if running > 0:
+                lost["statement", "evicted"] = running
+        return Counts(values["hits"], lost, values["filtered"], evicted)
+
+    def mute(self, text_id: int) -> None:
+        """Leave out this statement's executions in the kernel."""
+        if not self._detached:
+            self._object.mute(text_id)
 
     def detach(self) -> Sequence[Item]:
         """Remove the probes, let everything run, return what was left."""
@@ -310,7 +320,7 @@ class BccTrace:
             pass
         self._finish(None, End.DETACH)
         items, self._pending = self._pending, []
-        self._final_counts = self._object.counts()
+        self._final_counts = self._counts(final=True)
         self._holder.dismiss()
         for descriptor in self._pidfds.values():
             os.close(descriptor)

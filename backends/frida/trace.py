@@ -272,6 +272,9 @@ class FridaTrace:
                 lost[key] = lost.get(key, 0) + count
         return Counts(sum(observed.hits() for observed in self._processes.values()), lost)
 
+    def mute(self, text_id: int) -> None:
+        """Ignore it: the session leaves them out."""
+
     def detach(self) -> Sequence[Item]:
         """Take the hooks out, return what was left."""
         if self._detached:

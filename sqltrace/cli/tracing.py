@@ -103,7 +103,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def backend_options(arguments: argparse.Namespace) -> Options:
     """Return the options that concern the backend."""
-    return Options(ring_bytes=arguments.ring_size, follow=not arguments.no_follow)
+    wanted = conditions(arguments)
+    return Options(
+        ring_bytes=arguments.ring_size,
+        follow=not arguments.no_follow,
+        min_duration_ns=wanted.min_duration_ns,
+        errors_only=wanted.errors_only,
+        muting=wanted.about_text,
+    )
+
+
+def conditions(arguments: argparse.Namespace) -> Conditions:
+    """Return what the user wants to see."""
+    return Conditions(tuple(arguments.db), arguments.sql, arguments.min_duration, arguments.errors_only)
 
 
 def resolver(arguments: argparse.Namespace) -> Resolve:
@@ -145,7 +157,7 @@ def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, sessio
         backend,
         sink,
         limits=Limits(arguments.duration, arguments.limit, arguments.sql_limit),
-        conditions=Conditions(tuple(arguments.db), arguments.sql, arguments.min_duration, arguments.errors_only),
+        conditions=conditions(arguments),
         options=recorded | {"session": session_id},
         notice=say
         if arguments.verbose or (getattr(arguments, "all", False) and not arguments.quiet)
@@ -165,6 +177,8 @@ def summary(arguments: argparse.Namespace, totals: Totals) -> None:
     if totals.lost_count:
         parts = ", ".join(f"{n} {kind} records ({reason})" for (kind, reason), n in sorted(totals.lost.items()))
         say(f"lost: {parts}.")
+    for table, n in totals.evicted.items():
+        say(f"{n} {table} had to make room for others: their texts were sent again, none was mixed up.")
     if arguments.quiet:
         return
     if not totals.probed:

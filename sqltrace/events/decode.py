@@ -76,18 +76,21 @@ class Decoder:
                 del self._unfinished[next(iter(self._unfinished))]
         return assembly
 
-    def text(self, record: Text) -> None:
-        """Take a piece of a text; with its last piece the statement is known."""
+    def text(self, record: Text) -> Prepared | None:
+        """Take a piece of a text; with its last piece the statement is known, and returned."""
         assembly = self._assembly(record.text_id)
         if record.offset != assembly.size:
             self._unfinished.pop(record.text_id, None)  # a piece was lost: no text is better than a wrong one
-            return
+            return None
         assembly.pieces.append(record.data)
         assembly.size += len(record.data)
-        if record.flags & TEXT_LAST:
-            del self._unfinished[record.text_id]
-            whole = None if record.flags & TEXT_NULL else b"".join(assembly.pieces)
-            self._prepared.put(record.text_id, self._prepare(record, assembly, whole))
+        if not record.flags & TEXT_LAST:
+            return None
+        del self._unfinished[record.text_id]
+        whole = None if record.flags & TEXT_NULL else b"".join(assembly.pieces)
+        prepared = self._prepare(record, assembly, whole)
+        self._prepared.put(record.text_id, prepared)
+        return prepared
 
     def _prepare(self, record: Text, assembly: _Assembly, sql: bytes | None) -> Prepared:
         size = 0 if sql is None else len(sql)
