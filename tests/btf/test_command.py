@@ -19,7 +19,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_it_lists_the_releases_with_their_origin(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys)
     assert status == 0
-    assert len(out.splitlines()) == 86
+    assert len(out.splitlines()) == 87
     assert "npm better-sqlite3@13.2.0" in out.splitlines()[-1]
 
 
