@@ -2,8 +2,8 @@
  * The agent: sets up the ring and the hooks, and then gets out of the way.  No JavaScript runs per statement; the hooks
  * are native code (hooks.c), compiled here once per file with SQLite.
  *
- * The tracer drives it through rpc.exports: open the ring, prepare hooks for a module, patch, restore.
- * Patching is apart from preparing because the tracer stops the application's threads for it, and compiling takes long.
+ * The tracer drives it through rpc.exports: open the ring, prepare hooks for a module.  It writes the patches itself,
+ * while all threads stand still, and takes them out again without our help (worker.py).
  * For libraries that are loaded later the agent asks the tracer, while dlopen waits: at that moment no thread can be
  * inside the library's functions, so it is patched at once.
  */
@@ -28,13 +28,15 @@ const SIG_IGN = 1;
 const SYS_RT_SIGACTION = { x64: 13, arm64: 134 };
 
 const FUNCTIONS = ['step', 'reset', 'finalize'];
-const PATCH_BYTES = 16; // every instruction that begins within so many bytes is overwritten ...
-const SAVED_BYTES = 32; // ... to its end
-const TRAMPOLINE_BYTES = 128; // the overwritten instructions, moved, and a jump back
 const BREAKPOINT = 0xcc; // int3: a debugger's, or the kernel's for a uprobe
-const NEAR_JUMP = 0xe9; // the patch is one where Gum finds memory near enough for a stepping stone
+const NOP = 0x90;
+const NEAR_JUMP = 0xe9; // jmp rel32
 const NEAR_JUMP_BYTES = 5;
-const STONE_BYTES = 16;
+const FAR_JUMP = [0xff, 0x25, 0, 0, 0, 0]; // jmp [rip]: the address follows
+const FAR_JUMP_BYTES = 14;
+const NEAR = 0x7ff00000;
+const SLOT_BYTES = 256; // a far jump to the hook, then at MOVED the overwritten instructions, moved, and a jump back
+const MOVED = 16;
 const PADDING = new Set(['endbr64', 'nop']);
 
 const exported = (name) => Module.getGlobalExportByName(name);
@@ -42,7 +44,8 @@ const libc = (name, result, args) => new SystemFunction(exported(name), result, 
 
 let native = null; // {syscall, close}; see lookUp
 let ring = null; // {base, size, hooks source, shared symbols}
-const modules = new Map(); // base address -> {path, functions, compiled, patched}
+let answering = true; // somebody hears what we ask
+const modules = new Map(); // base address -> {path, functions, compiled, state, slots}
 const seen = new Set(); // 'base path' of what was reported or asked about
 let asked = 0;
 
@@ -68,7 +71,7 @@ function openRing(slots, executions, source) {
   const size = RING_HEADER + (8 + RING_SLOT) * slots + RING_SPILL + EXECUTION_BYTES * executions;
   lookUp();
   const mmap = libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']);
-  const name = Memory.allocUtf8String('sqltrace');
+  const name = Memory.allocUtf8String('sqltrace'); // resident.py looks for it
   const fd = call(libc('memfd_create', 'int', ['pointer', 'uint']), [name, MFD_CLOEXEC_ALLOW_SEALING]);
   call(libc('ftruncate', 'int', ['int', 'int64']), [fd, size]);
   const base = call(mmap, [NULL, size, PROT_READ_WRITE, MAP_SHARED, fd, 0]);
@@ -80,7 +83,7 @@ function openRing(slots, executions, source) {
   const symbols = { ring: base, private: own, constants: Memory.alloc(8), clock_gettime: exported('clock_gettime') };
   if (Process.arch !== 'x64') for (const f of ['getpid', 'gettid', 'pthread_self']) symbols[f] = exported(f);
   ring = { base, size, fd, source, symbols };
-  return { fd, size };
+  return { fd, base: base.toString(), own: own.toString() };
 }
 
 function closeDescriptor() {
@@ -102,20 +105,21 @@ function prepare(base, path, addresses, layout) {
     address: hookable(ptr(address)),
     original: state.add(LAYOUT_BYTES + 8 * i),
     hook: compiled[`hook_${FUNCTIONS[i]}`],
-    trampoline: NULL,
-    stone: NULL,
   }));
   functions.forEach((f) => f.original.writePointer(f.address));
-  modules.set(base, { path, functions, compiled, state, patched: [] });
+  const slots = slotsNear(functions[0].address);
+  modules.set(base, { path, functions, compiled, state, slots });
+  return functions.map((f, i) => redirect(f, slots.memory.add(SLOT_BYTES * i), slots.near));
 }
 
 /*
- * Where to hook a function.  Gum overwrites 16 bytes, and Debian's static sqlite3_reset has ten: it returns at once for
- * NULL, else jumps to the rest, which gcc has made a function of its own.  That one has the same argument and result.
+ * Where to hook a function.  A far jump overwrites 14 bytes, and Debian's static sqlite3_reset has ten: it returns at
+ * once for NULL, else jumps to the rest, which gcc has made a function of its own.  That one has the same argument and
+ * result.
  */
 function hookable(address) {
   let at = address;
-  while (at.compare(address.add(PATCH_BYTES)) < 0) {
+  while (at.compare(address.add(FAR_JUMP_BYTES)) < 0) {
     const instruction = Instruction.parse(at);
     if (instruction.mnemonic === 'jmp' && instruction.operands[0].type === 'imm')
       return ptr(instruction.operands[0].value.toString());
@@ -126,54 +130,68 @@ function hookable(address) {
   return address;
 }
 
-/* Returns the original bytes of every patch, so that the tracer can restore them in forked children. */
-function patch(base) {
-  const module = modules.get(base);
-  let failing = '';
-  const before = module.functions.map((f) => ({ address: f.address.toString(), bytes: hex(f.address) }));
+function slotsNear(address) {
   try {
-    for (const f of module.functions) {
-      failing = f.name;
-      // A uprobe executes the instruction that the *file* has there, so it and a patch are the program's death.
-      if (f.address.readU8() === BREAKPOINT) throw new Error('another tracer has a breakpoint there');
-      // Gum writes the code at flush: the hook cannot run before it knows the original.
-      f.trampoline = Interceptor.replaceFast(f.address, f.hook);
-      f.original.writePointer(f.trampoline);
-      module.patched.push(f);
-    }
-  } catch (error) {
-    restore(base);
-    throw new Error(`Frida cannot hook ${failing}: ${error.message}`);
+    return { memory: Memory.alloc(Process.pageSize, { near: address, maxDistance: NEAR }), near: true };
+  } catch (_) {
+    return { memory: Memory.alloc(Process.pageSize), near: false };
   }
-  Interceptor.flush();
-  for (const f of module.functions)
-    if (f.address.readU8() === NEAR_JUMP) f.stone = f.address.add(NEAR_JUMP_BYTES).add(f.address.add(1).readS32());
-  return before.map((f, i) => ({ ...f, patched: hex(module.functions[i].address) }));
 }
 
-function restore(base) {
-  const module = modules.get(base);
-  module.patched.forEach((f) => Interceptor.revert(f.address));
-  Interceptor.flush();
-  module.patched = [];
-}
-
-function hex(address) {
-  return Array.from(new Uint8Array(address.readByteArray(SAVED_BYTES)), (b) => b.toString(16).padStart(2, '0')).join('');
-}
-
-/* Code in which no thread may be while it is written, and moved code that goes away with the patch (then: true).
-   It is not read: a library may have been unloaded. */
-function ranges(bases) {
-  const found = [];
-  for (const base of bases)
-    for (const f of modules.get(base).functions) {
-      found.push([f.address.toString(), PATCH_BYTES, false]);
-      if (f.trampoline.isNull()) continue;
-      found.push([f.trampoline.toString(), TRAMPOLINE_BYTES, true]);
-      if (!f.stone.isNull()) found.push([f.stone.toString(), STONE_BYTES, true]);
+/*
+ * Writes the moved beginning of a function, and returns what must be written over that beginning: not here, because
+ * the application runs.  The slot is never given back: whoever is in it when the patch goes can finish.
+ */
+function redirect(f, slot, near) {
+  // A uprobe executes the instruction that the *file* has there, so it and a patch are the program's death.
+  if (f.address.readU8() === BREAKPOINT) throw cannotHook(f, 'another tracer has a breakpoint there');
+  const wanted = near ? NEAR_JUMP_BYTES : FAR_JUMP_BYTES;
+  let size = 0;
+  Memory.patchCode(slot, SLOT_BYTES, (code) => {
+    code.writeByteArray(farJump(f.hook));
+    const writer = new X86Writer(code.add(MOVED), { pc: slot.add(MOVED) });
+    const relocator = new X86Relocator(f.address, writer);
+    while (size < wanted) {
+      const read = relocator.readOne();
+      if (read === 0) throw cannotHook(f, 'it is too short');
+      size = read;
     }
-  return found;
+    relocator.writeAll();
+    if (!relocator.eoi) writer.putJmpAddress(f.address.add(size));
+    writer.flush();
+    writer.dispose();
+    relocator.dispose();
+  });
+  f.original.writePointer(slot.add(MOVED));
+  const patch = near ? nearJump(f.address, slot) : farJump(f.hook);
+  while (patch.length < size) patch.push(NOP);
+  f.patch = patch;
+  return { address: f.address.toString(), bytes: hex(f.address, size), patched: asHex(patch) };
+}
+
+function cannotHook(f, reason) {
+  return new Error(`Frida cannot hook ${f.name}: ${reason}`);
+}
+
+function nearJump(from, to) {
+  const buffer = new DataView(new ArrayBuffer(4));
+  buffer.setInt32(0, to.sub(from.add(NEAR_JUMP_BYTES)).toInt32(), true);
+  return [NEAR_JUMP, ...new Uint8Array(buffer.buffer)];
+}
+
+function farJump(to) {
+  const buffer = new DataView(new ArrayBuffer(8));
+  buffer.setBigUint64(0, BigInt(to.toString()), true);
+  return [...FAR_JUMP, ...new Uint8Array(buffer.buffer)];
+}
+
+const asHex = (bytes) => bytes.map((byte) => byte.toString(16).padStart(2, '0')).join('');
+const hex = (address, size) => asHex(Array.from(new Uint8Array(address.readByteArray(size))));
+
+/* Writes the patches of a library that is just being loaded: nobody executes it yet. */
+function patch(base) {
+  for (const f of modules.get(base).functions)
+    Memory.patchCode(f.address, f.patch.length, (code) => code.writeByteArray(f.patch));
 }
 
 function hookLoaded(module) {
@@ -187,9 +205,9 @@ function hookLoaded(module) {
   received.wait();
   if (answer === null) return;
   try {
-    prepare(base, module.path, answer.addresses, answer.layout);
-    const patches = patch(base);
-    send({ kind: 'hooked', base, path: module.path, patches });
+    const patches = prepare(base, module.path, answer.addresses, answer.layout);
+    patch(base);
+    send({ kind: 'hooked', base, path: module.path, ...answer, patches });
   } catch (error) {
     modules.delete(base);
     send({ kind: 'refused', base, path: module.path, reason: error.message });
@@ -215,6 +233,7 @@ function observe() {
   listing = [];
   Process.attachModuleObserver({
     onAdded(module) {
+      if (!answering) return;
       const base = module.base.toString();
       // Both, because a library that was unloaded unnoticed leaves its place to another.
       const identity = `${base} ${module.path}`;
@@ -233,13 +252,9 @@ function observe() {
   return found;
 }
 
-rpc.exports = {
-  openRing,
-  closeDescriptor,
-  observe,
-  prepare,
-  patch,
-  ranges,
-  giveBackSignals,
-  restore: (bases) => bases.forEach(restore),
-};
+/* The tracer is about to leave; the agent stays, because hooks may be on the stack, and asks nobody any more. */
+function fallSilent() {
+  answering = false;
+}
+
+rpc.exports = { openRing, closeDescriptor, observe, prepare, giveBackSignals, fallSilent };

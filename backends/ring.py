@@ -129,7 +129,7 @@ class Ring:
             self._memory, np.uint8, SLOT * slots + SPILL, geometry.payload
         )
         self._table: npt.NDArray[np.void] = np.frombuffer(self._memory, EXECUTION, geometry.executions, geometry.table)
-        self._tail = 0
+        self._tail = int(self._header["tail"][0])  # where the ring was given back before, it counts on
         self._waiting: tuple[int, float] | None = None
         self._lost: Counter[tuple[str, str]] = Counter()
         self._final: tuple[int, dict[tuple[str, str], int]] | None = None

@@ -1,13 +1,10 @@
-"""Stop an application's threads while code is patched that they may be executing.
+"""Write and take out patches while every thread of the process stands still.
 
-Frida writes its patches while the threads run.  A thread that is inside the overwritten bytes, or in the moved copy
-of them that goes away with the patch, then executes garbage (measured: a busy process dies within about 20 rounds of
-attach and detach).  So every thread of the application is stopped, led out of those bytes by single steps, and let go
-when the patch is written; Frida's own threads run on, because they do the writing.
-
-They cannot be told apart by name: the agent names them after the program.  (Frida's own list leaves them out, but
-making that list stops all threads in turn and was seen to hang.)  So each thread is stopped and its stack looked at:
-one whose stack leads into the agent's code is Frida's, or is in Frida's hands, and is let go at once.
+A thread that is inside the bytes that are overwritten would go on in the middle of an instruction, and one that
+reads them while they are written would see half of each (measured, when Frida wrote its patches while the threads
+ran: a busy process died within about 20 rounds of attach and detach).  So all threads are stopped, Frida's too, those
+inside are led out by single steps, and the code is written from outside through /proc/PID/mem, which needs no change
+of its protection.  The moved copy of the overwritten instructions stays for ever: nobody has to be led out of that.
 """
 
 from __future__ import annotations
@@ -19,12 +16,9 @@ from io import RawIOBase
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from sqltrace.backends.launch import ptrace
+from sqltrace.errors import BackendError
 
-_PAGE = 4096
-_STACK_PAGES = 3
 _MOST_STEPS = 256
 """More instructions than all patched ranges hold together."""
 
@@ -35,13 +29,10 @@ class Range:
 
     start: int
     size: int
-    first_too: bool = False
-    """A thread just before the first byte counts as inside: the code as a whole will go away."""
 
     def inside(self, address: int) -> bool:
         """Whether a thread that is about to execute `address` would be surprised."""
-        low = self.start if self.first_too else self.start + 1
-        return low <= address < self.start + self.size
+        return self.start < address < self.start + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +49,35 @@ class Patch:
         return cls(int(fields["address"], 16), bytes.fromhex(fields["bytes"]), bytes.fromhex(fields["patched"]))
 
 
-def restore_code(pid: int, patches: Sequence[Patch]) -> None:
-    """Write original code back without the agent's help.  Raises OSError."""
-    ranges = [Range(patch.address, len(patch.original)) for patch in patches]
-    with Freeze(pid, ranges), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+def write_code(pid: int, patches: Sequence[Patch]) -> None:
+    """Write patches into a process that stands still.  Raises BackendError when its code is not what it was."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        if not all(_holds(memory, patch.address, patch.original) for patch in patches):
+            raise BackendError(f"the code of process {pid} changes: somebody else is at work there")
         for patch in patches:
-            if _holds(memory, patch):  # else it is another program by now, or the library is gone
+            memory.seek(patch.address)
+            memory.write(patch.patched)
+
+
+def restore_code(pid: int, patches: Sequence[Patch]) -> None:
+    """Write original code back.  Raises OSError."""
+    with Freeze(pid, patches), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        for patch in patches:
+            if _holds(memory, patch.address, patch.patched):  # else it is another program by now, or unloaded
                 memory.seek(patch.address)
                 memory.write(patch.original)
 
 
-def in_place(pid: int, patches: Sequence[Patch]) -> bool:
-    """Whether all of these patches are still in the memory of a process."""
+def untouched(pid: int, patches: Sequence[Patch]) -> bool:
+    """Whether the code is there and as it was before it was patched."""
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        return all(_holds(memory, patch) for patch in patches)
+        return all(_holds(memory, patch.address, patch.original) for patch in patches)
 
 
-def _holds(memory: RawIOBase, patch: Patch) -> bool:
+def _holds(memory: RawIOBase, address: int, code: bytes) -> bool:
     try:
-        memory.seek(patch.address)
-        return memory.read(len(patch.patched)) == patch.patched
+        memory.seek(address)
+        return memory.read(len(code)) == code
     except OSError:
         return False  # nothing is mapped there
 
@@ -90,63 +90,27 @@ def threads(pid: int) -> set[int]:
         return set()
 
 
-def agent_code(pid: int) -> list[Range]:
-    """Return where the code of Frida's agents lies in a process."""
-    with open(f"/proc/{pid}/maps", "rb") as stream:
-        lines = [line.split(maxsplit=5) for line in stream]
-    found = []
-    for parts in lines:
-        if len(parts) == 6 and b"x" in parts[1] and parts[5].startswith(b"/memfd:frida-agent"):
-            start, _, end = parts[0].partition(b"-")
-            found.append(Range(int(start, 16), int(end, 16) - int(start, 16)))
-    return found
-
-
-def _stack(memory: RawIOBase, pointer: int) -> bytes:
-    """Return the innermost part of a stack, as far as it goes: whole words."""
-    pointer &= ~7
-    memory.seek(pointer)
-    size = _PAGE - pointer % _PAGE  # a read that reaches past the mapping returns what is there
-    data = memory.read(size) or b""
-    for _ in range(_STACK_PAGES):
-        try:
-            page = memory.read(_PAGE) or b""
-        except OSError:
-            break
-        data += page
-        if len(page) < _PAGE:
-            break
-    return data[: len(data) // 8 * 8]
-
-
 class Freeze:
-    """Context in which none of the application's threads runs, and none is inside `ranges`."""
+    """Context in which no thread of a process runs, and none is in the middle of what a patch overwrites."""
 
-    def __init__(self, pid: int, ranges: Sequence[Range]) -> None:
+    def __init__(self, pid: int, patches: Sequence[Patch]) -> None:
         self._pid = pid
-        self._ranges = ranges
-        self._agent: list[Range] = []
-        self._spared: set[int] = set()
+        self._ranges = [Range(patch.address, len(patch.original)) for patch in patches]
+        self._gone: set[int] = set()
         self._stopped: dict[int, list[int]] = {}  # thread -> signals it was about to get
 
+    @property
+    def stopped(self) -> Sequence[int]:
+        """The threads."""
+        return sorted(self._stopped)
+
     def __enter__(self) -> Self:
-        self._agent = agent_code(self._pid)
-        # Sorted out before anything stands still for good: where we were before, there are many of Frida's threads.
-        for tid in threads(self._pid):
-            number = ptrace.interrupt(tid)
-            if number is not None:
-                if self._is_frida(tid):
-                    self._spared.add(tid)
-                ptrace.detach(tid, number)
         try:
-            while new := threads(self._pid) - self._spared - self._stopped.keys():
+            while new := threads(self._pid) - self._gone - self._stopped.keys():
                 for tid in new:
                     number = ptrace.interrupt(tid)
                     if number is None:
-                        self._spared.add(tid)  # it ended
-                    elif self._is_frida(tid):
-                        self._spared.add(tid)
-                        ptrace.detach(tid, number)
+                        self._gone.add(tid)
                     else:
                         self._stopped[tid] = [number]
             for tid in self._stopped:
@@ -161,18 +125,9 @@ class Freeze:
     ) -> None:
         self._release()
 
-    def _is_frida(self, tid: int) -> bool:
-        if not self._agent:
-            return False
-        try:
-            with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
-                words = np.frombuffer(_stack(memory, ptrace.stack_pointer(tid)), dtype="<u8")
-            address = ptrace.instruction_pointer(tid)
-        except OSError:
-            return False
-        if any(r.inside(address) for r in self._ranges):
-            return False
-        return any(bool(((words >= r.start) & (words < r.start + r.size)).any()) for r in self._agent)
+    def owe(self, tid: int, signals: Sequence[int]) -> None:
+        """Note signals that a thread is still to get."""
+        self._stopped[tid] += signals
 
     def _lead_out(self, tid: int) -> None:
         for _ in range(_MOST_STEPS):

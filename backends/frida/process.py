@@ -11,7 +11,7 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ _BLIND: Final = (
     "another tracer watches the dynamic loader of process {pid}, so that Frida does not hear of libraries that are "
     "loaded later. End it first, or use it instead."
 )
+EXEC_NOT_FOLLOWED: Final = "process {pid} has called exec, and the frida backend does not follow it there."
 _LAST_WORDS: Final = 0.05
 """Seconds for hooks that were writing when the ring was shut."""
 
@@ -78,6 +79,7 @@ class Observed:
         self._suspects: set[Inode] = set()
         self._unfinished = 0
         self._left = False
+        self._revived = False
         self._replaced = False
         self.lingers = False
         """It was stopped when we left, so that its agent's part of leaving is still to come."""
@@ -91,13 +93,13 @@ class Observed:
         """
         begun = time.perf_counter()
         self._member(self.pid)
+        geometry = Geometry(ring_bytes // SLOT, EXECUTIONS)
+        if not held and (items := self._revive(geometry, parent, begun)):
+            return items
         blind = loader_is_watched(self.pid)
         self._ask("attach", held=held)
-        geometry = Geometry(ring_bytes // SLOT, EXECUTIONS)
-        opened = self._ask("open_ring", slots=geometry.slots, executions=EXECUTIONS, source=hooks_source())
-        self._map(int(opened["fd"]), geometry)
-        self._ask("close_descriptor")
-        items: list[Item] = [Started(self.pid, parent)]
+        self._map(self._ask("open_ring", slots=geometry.slots, executions=EXECUTIONS, source=hooks_source()), geometry)
+        items = [Started(self.pid, parent)]
         if blind:
             items.append(Refused(self.pid, "", _BLIND.format(pid=self.pid)))
         hooks = []
@@ -114,6 +116,24 @@ class Observed:
         taken = round((time.perf_counter() - begun) * 1e3, 3)
         items += [Probed(self.pid, hook.module.path, hook.resolution, taken) for hook in hooks]
         return items
+
+    def _revive(self, geometry: Geometry, parent: int, begun: float) -> list[Item]:
+        """Use what is left of an earlier visit; nothing when there is nothing of use."""
+        hooks = []
+        for mapped in application_files(self.pid):
+            base = base_of(self.pid, mapped.inode)
+            hook = None if base is None else self._finder.hooks(mapped, Module(mapped.name, base))
+            if hook is not None:
+                hooks.append(hook)
+        wanted = [{"base": hook.module.base, **hook.to_agent()} for hook in hooks]
+        ring = self._ask("revive", slots=geometry.slots, executions=EXECUTIONS, wanted=wanted)
+        if ring is None:
+            return []
+        self._revived = True
+        self._handled.update(hook.inode for hook in hooks)
+        self._map(ring, geometry)
+        taken = round((time.perf_counter() - begun) * 1e3, 3)
+        return [Started(self.pid, parent), *(Probed(self.pid, h.module.path, h.resolution, taken) for h in hooks)]
 
     def resume(self) -> None:
         """Let a held process run."""
@@ -140,6 +160,8 @@ class Observed:
 
         Only what was there already the last time: before that, the question may be on its way.
         """
+        if self._revived and self._ring_is_gone():
+            return [Refused(self.pid, "", EXEC_NOT_FOLLOWED.format(pid=self.pid)), *self.replaced()]
         items: list[Item] = []
         suspects = set()
         for mapped in self._mapped_files():
@@ -152,6 +174,12 @@ class Observed:
                 suspects.add(mapped.inode)
         self._suspects = suspects
         return items
+
+    def _ring_is_gone(self) -> bool:
+        """Whether the process has called exec, which Frida would have said if it were there."""
+        if self._left or self._replaced or _state(self.pid) in {"", "Z", "X"}:
+            return False
+        return not self._shares_ring(self.pid)
 
     def _mapped_files(self) -> list[MappedFile]:
         if self._left or self._replaced or self._ring is None or self._members[self.pid].dead():
@@ -180,9 +208,9 @@ class Observed:
     def _ask(self, what: str, **arguments: Any) -> Any:
         return self._worker.request(what, pid=self.pid, **arguments)
 
-    def _map(self, number: int, geometry: Geometry) -> None:
+    def _map(self, opened: Mapping[str, int], geometry: Geometry) -> None:
         try:
-            fd = os.open(f"/proc/{self.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(f"/proc/{opened['owner']}/fd/{opened['fd']}", os.O_RDWR | os.O_CLOEXEC)
             try:
                 # Or a target could shrink it under our mapping, which would be our death.
                 fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
@@ -192,6 +220,7 @@ class Observed:
                 os.close(fd)
         except (OSError, ValueError) as error:
             raise BackendError(f"cannot share memory with process {self.pid}: {error}") from error
+        self._ask("close_descriptor")
 
     # -- reading
 

@@ -20,7 +20,7 @@ from sqltrace.backends.base import Counts, Ended, Item, Options, Probed, Refused
 from sqltrace.backends.frida.client import WorkerClient
 from sqltrace.backends.frida.hooks import Finder, Module
 from sqltrace.backends.frida.preflight import refuse_process, refuse_program
-from sqltrace.backends.frida.process import Observed
+from sqltrace.backends.frida.process import EXEC_NOT_FOLLOWED, Observed
 from sqltrace.backends.frida.wire import Message
 from sqltrace.backends.launch.command import find_command, interpreted_by
 from sqltrace.backends.launch.entry import stop_at_entry
@@ -164,15 +164,7 @@ class FridaTrace:
         if reason == "process-replaced":
             with self._lock:
                 self._replaced.add(observed.pid)
-            self._add(
-                [
-                    Refused(
-                        observed.pid,
-                        "",
-                        f"process {observed.pid} has called exec, and the frida backend does not follow it there.",
-                    )
-                ]
-            )
+            self._add([Refused(observed.pid, "", EXEC_NOT_FOLLOWED.format(pid=observed.pid))])
         elif reason not in {"process-terminated", "application-requested"}:
             self._add([Refused(observed.pid, "", f"Frida has left process {observed.pid}: {reason}.")])
 

@@ -11,6 +11,7 @@ passes on at once what an agent is waiting for, because the first may itself be 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import queue
@@ -19,18 +20,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqltrace.backends.frida import leftovers
-from sqltrace.backends.frida.freeze import Freeze, Patch, Range, in_place, restore_code
+from sqltrace.backends.frida import leftovers, resident
+from sqltrace.backends.frida.freeze import Freeze, Patch, restore_code, write_code
 from sqltrace.backends.frida.sources import agent_script
 from sqltrace.backends.frida.wire import Channel, Message
 from sqltrace.backends.launch import ptrace
+from sqltrace.errors import BackendError
 
-_FROZEN_AT_MOST = 2.0
-"""Seconds that an agent may need to patch while its application stands still."""
+_PATIENCE = 2.0
+"""Seconds that Frida may need to take leave."""
 
 _LINGER = 0.1
 """Seconds between looks at a stopped process."""
@@ -60,13 +62,27 @@ class Inhabited:
     pid: int
     session: Any
     script: Any
+    """None where nothing was brought in, because an earlier agent is still there."""
     held: bool
     """It has not run since exec; no other thread exists, and `resume` starts it."""
     before: Signals
     """What it did about signals before the agent came."""
-    patches: dict[str, list[Patch]] = field(default_factory=dict)
-    """What was written, by the base address of the module."""
+    hooked: dict[str, resident.Hooked] = field(default_factory=dict)
+    """What was written, or is about to be, by the base address of the module."""
+    note: int = 0
+    """Where in the process it is noted for those who come after us."""
     gone: bool = False
+
+    def remember(self, base: str, addresses: list[str], layout: str, patches: list[dict[str, str]]) -> None:
+        """Take note of a module's hooks."""
+        self.hooked[base] = resident.Hooked(
+            base, tuple(addresses), layout, tuple(Patch.of(fields) for fields in patches)
+        )
+
+    @property
+    def patches(self) -> list[Patch]:
+        """What was written, wherever."""
+        return [patch for hooked in self.hooked.values() for patch in hooked.patches]
 
 
 class Worker:
@@ -75,13 +91,12 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._device: Any = None
         self._processes: dict[int, Inhabited] = {}
         self._lingering: list[Inhabited] = []
+        self._revived: list[int] = []
 
     def serve(self) -> None:
         """Work until the tracer has gone; then leave every process as it was."""
-        self._device = importlib.import_module("frida").get_local_device()
         threading.Thread(target=self._listen, daemon=True).start()
         while (message := self._requests.get()) is not None:
             self._answer(message)
@@ -92,13 +107,18 @@ class Worker:
             with contextlib.suppress(Exception):
                 while _stopped(process.pid):
                     time.sleep(_LINGER)
-                self._leave(process)
+                self._part(process)
+                _wait_untraced(process.pid)
+
+    @functools.cached_property
+    def _device(self) -> Any:
+        return importlib.import_module("frida").get_local_device()
 
     def _listen(self) -> None:
         for message in self._channel.receive():
             if message["do"] == "post":
                 process = self._processes.get(message["pid"])
-                if process is not None:
+                if process is not None and process.script is not None:
                     with contextlib.suppress(Exception):  # the process died while it waited
                         process.script.post(message["message"])
             else:
@@ -132,8 +152,12 @@ class Worker:
         def message(content: Message, _data: bytes | None) -> None:
             if content["type"] == "send":
                 payload = content["payload"]
-                if "patches" in payload:
-                    process.patches[payload["base"]] = [Patch.of(fields) for fields in payload["patches"]]
+                if payload["kind"] == "hooked":
+                    process.remember(
+                        payload["base"], payload.pop("addresses"), payload.pop("layout"), payload.pop("patches")
+                    )
+                    with contextlib.suppress(OSError):
+                        resident.write_note(pid, process.note, process.hooked.values())
                 self._tell(payload.pop("kind"), pid, **payload)
             else:
                 self._tell("failed", pid, reason=str(content.get("description", content)))
@@ -149,28 +173,59 @@ class Worker:
 
     def do_open_ring(self, pid: int, slots: int, executions: int, source: str) -> Any:
         """Create the ring; the descriptor stays open until `close_descriptor`."""
-        return self._processes[pid].script.exports_sync.open_ring(slots, executions, source)
+        process = self._processes[pid]
+        opened = process.script.exports_sync.open_ring(slots, executions, source)
+        process.note = int(opened["base"], 16)
+        return {"fd": opened["fd"], "owner": pid}
 
     def do_close_descriptor(self, pid: int) -> None:
         """Close the ring's descriptor in the target: the tracer has mapped it."""
-        self._processes[pid].script.exports_sync.close_descriptor()
+        if self._revived:
+            os.close(self._revived.pop())
+        else:
+            self._processes[pid].script.exports_sync.close_descriptor()
 
     def do_observe(self, pid: int) -> Any:
         """Return what is loaded; what comes later is asked about."""
         return self._processes[pid].script.exports_sync.observe()
 
+    def do_revive(self, pid: int, slots: int, executions: int, wanted: list[dict[str, Any]]) -> Any:
+        """Put the hooks of an agent that is still there in place again; None when they are not what is wanted.
+
+        The descriptor of the ring, which is ours, stays open until `close_descriptor`.
+        """
+        found = resident.find(pid)
+        if found is None or not found.serves(wanted):
+            return None
+        hooked = {hooked.base: hooked for hooked in found.hooked if hooked.base in {w["base"] for w in wanted}}
+        process = Inhabited(pid, None, None, False, Signals.of(pid), hooked, found.address)
+        fd = resident.revive(pid, found, process.patches, slots, executions)
+        if fd is None:
+            return None
+        self._processes[pid] = process
+        self._revived.append(fd)
+        resident.write_note(pid, process.note, found.hooked)
+        return {"fd": fd, "owner": os.getpid()}
+
     def do_prepare(self, pid: int, base: str, path: str, addresses: list[str], layout: str) -> None:
         """Compile the hooks of a module."""
-        self._processes[pid].script.exports_sync.prepare(base, path, addresses, layout)
+        process = self._processes[pid]
+        if process.script is None:
+            raise BackendError("Frida is not there to hook a library; attach again")
+        patches = process.script.exports_sync.prepare(base, path, addresses, layout)
+        process.remember(base, addresses, layout, patches)
 
     def do_patch(self, pid: int, bases: list[str]) -> None:
         """Write the hooks of prepared modules."""
         process = self._processes[pid]
-        exports = process.script.exports_sync
-        with self._frozen(process, bases), _limited():
-            patches = {base: exports.patch(base) for base in bases}
-        for base, written in patches.items():
-            process.patches[base] = [Patch.of(fields) for fields in written]
+        patches = [patch for base in bases for patch in process.hooked[base].patches]
+        if process.held:
+            write_code(pid, patches)
+        else:
+            _wait_untraced(pid)
+            with Freeze(pid, patches):
+                write_code(pid, patches)
+        resident.write_note(pid, process.note, process.hooked.values())
 
     def do_give_back_signals(self, pid: int) -> None:
         """Undo what Frida's arrival did to the process's signals."""
@@ -197,16 +252,9 @@ class Worker:
         """Write the original code back into a forked child of `parent`, in which no agent lives."""
         process = self._processes.get(parent)
         if process is not None:
-            restore_code(pid, _all(process.patches))
+            restore_code(pid, process.patches)
 
-    # -- patching
-
-    def _frozen(self, process: Inhabited, bases: list[str]) -> contextlib.AbstractContextManager[object]:
-        if process.held:
-            return contextlib.nullcontext()
-        with _limited():
-            found = process.script.exports_sync.ranges(bases)
-        return Freeze(process.pid, [Range(int(start, 16), size, first_too=moved) for start, size, moved in found])
+    # -- leaving
 
     def _leave(self, process: Inhabited) -> None:
         if process.gone:
@@ -214,24 +262,30 @@ class Worker:
         if process.held:
             self._device.resume(process.pid)
             process.held = False
+        _wait_untraced(process.pid)
+        try:
+            restore_code(process.pid, process.patches)
+        except OSError:
+            if _state(process.pid) in "ZX":
+                return
+            raise
+        if process.session is None:
+            return
         if not self._part(process):
-            # Its agent is stopped as well, and does not answer: we stay until it does.
-            restore_code(process.pid, _all(process.patches))
-            self._lingering.append(process)
+            self._lingering.append(process)  # its agent is stopped as well, and does not answer: we stay until it does
             return
         _wait_untraced(process.pid)
 
     def _part(self, process: Inhabited) -> bool:
-        """Let the agent restore the code and take leave of it; False when it cannot because the process is stopped."""
+        """Take leave of the agent; False when that cannot be because the process is stopped.
+
+        The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
+        """
         if _stopped(process.pid):
             return False
         try:
-            # A library may have been unloaded: to write where it was would be the program's death.
-            bases = [base for base, patches in process.patches.items() if in_place(process.pid, patches)]
-            with self._frozen(process, bases), _limited():
-                process.script.exports_sync.restore(bases)
-            # The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
             with _limited():
+                process.script.exports_sync.fall_silent()
                 process.script.eternalize()
                 process.session.detach()
         except Exception:
@@ -241,18 +295,22 @@ class Worker:
         return True
 
 
-def _all(patches: Mapping[str, list[Patch]]) -> list[Patch]:
-    return [patch for module in patches.values() for patch in module]
+def _state(pid: int) -> str:
+    """Return the letter that ps shows; X for a process that is no more."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def _stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
-        return stream.read().rpartition(")")[2].split()[0] in {"T", "t"}
+    return _state(pid) in {"T", "t"}
 
 
 def _wait_untraced(pid: int) -> None:
     """Wait until Frida's helper has let go of a process: to end the helper before would end what it was doing there."""
-    end = time.monotonic() + _FROZEN_AT_MOST
+    end = time.monotonic() + _PATIENCE
     with contextlib.suppress(OSError):
         while time.monotonic() < end:
             with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
@@ -265,7 +323,7 @@ def _wait_untraced(pid: int) -> None:
 def _limited() -> Iterator[None]:
     """Context in which Frida's calls are cancelled when they last too long: nothing may stand still for ever."""
     cancellable = importlib.import_module("frida").Cancellable()
-    timer = threading.Timer(_FROZEN_AT_MOST, cancellable.cancel)
+    timer = threading.Timer(_PATIENCE, cancellable.cancel)
     timer.start()
     try:
         with cancellable:

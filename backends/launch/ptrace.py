@@ -11,7 +11,8 @@ import contextlib
 import ctypes
 import os
 import signal
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 POKETEXT: Final = 4
 PEEKTEXT: Final = 1
@@ -33,9 +34,14 @@ WALL: Final = 0x40000000
 AT_ENTRY: Final = 9
 
 _REGISTERS: Final = 27
+_ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)  # rdi, rsi, rdx, r10, r8, r9
+_RAX: Final = 10
+_ORIG_RAX: Final = 15
 _RIP: Final = 16  # indexes in struct user_regs_struct
 _RSP: Final = 19
 _WORD: Final = (1 << 64) - 1
+
+_MOST_SIGNALS: Final = 64
 
 Registers = ctypes.Array[ctypes.c_ulong]
 
@@ -145,3 +151,47 @@ def possible() -> str | None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     return None if stopped is not None else "the child died"
+
+
+class Caller:
+    """Context in which a stopped thread makes system calls for us; afterwards it is where it was.
+
+    `gate` is the address of a syscall instruction in its memory.
+    """
+
+    def __init__(self, tid: int, gate: int) -> None:
+        self._tid = tid
+        self._gate = gate
+        self._saved = registers(tid)
+        self.signals: list[int] = []
+        """What came meanwhile, and the thread must still be given."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Also the system call that the thread was interrupted in: the kernel restarts it by these registers.
+        with contextlib.suppress(ProcessLookupError):
+            request(SETREGS, self._tid, 0, ctypes.addressof(self._saved))
+
+    def __call__(self, number: int, *arguments: int) -> int:
+        """Make a system call and return its result; raises OSError when the thread is gone."""
+        values = registers(self._tid)
+        for register, value in zip(_ARGUMENTS, (*arguments, 0, 0, 0, 0, 0, 0), strict=False):
+            values[register] = value & _WORD
+        values[_RAX] = number
+        values[_ORIG_RAX] = _WORD  # or it would be taken for the restart of an interrupted call
+        values[_RIP] = self._gate
+        request(SETREGS, self._tid, 0, ctypes.addressof(values))
+        for _ in range(_MOST_SIGNALS):
+            came = single_step(self._tid)
+            if came is None:
+                raise ProcessLookupError(f"thread {self._tid} ended")
+            if came:
+                self.signals.append(came)
+            values = registers(self._tid)
+            if values[_RIP] != self._gate:
+                return ctypes.c_long(values[_RAX]).value
+        raise OSError(f"thread {self._tid} gets one signal after another")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from sqltrace.backends.base import Counts, Item, Options, Probed, Refused
-from sqltrace.backends.frida import FridaBackend
+from sqltrace.backends.frida import FridaBackend, resident
 from sqltrace.backends.frida.hooks import Finder
 from sqltrace.backends.frida.process import Observed
 from sqltrace.errors import NoSQLiteError, TargetError
@@ -69,7 +70,8 @@ def observe(pids: Sequence[int], seconds: float) -> tuple[list[Item], Counts]:
     finally:
         items += trace.detach()
     assert trace.detach() == []
-    assert not any(isinstance(item, Refused) for item in items), items
+    # Another test run's bcc tracer may be on the loader, which is said.
+    assert not [i for i in items if isinstance(i, Refused) and "another tracer watches" not in i.reason]
     return items, trace.counts()
 
 
@@ -113,15 +115,71 @@ def test_a_busy_process_is_joined_and_left_as_it_was() -> None:
 
 
 def test_rounds_on_four_busy_threads_do_no_harm() -> None:
-    # Few rounds: about one in 150 still ends the process, which docs/limits.md says.
+    rounds, seconds = (200, 600.0) if os.environ.get("SQLTRACE_ALL_BUILDS") else (40, 20.0)
     with running(busy(), "4") as process:
-        for _ in range(2):
+        items, _ = observe([process.pid], 0.02)
+        as_it_was, inhabitants = code_of(process.pid, items), len(os.listdir(f"/proc/{process.pid}/task"))
+        end = time.monotonic() + seconds
+        for done in range(1, rounds):
             items, counts = observe([process.pid], 0.02)
             assert counts.hits == len(statements(items)) + sum(counts.lost.values())
+            assert counts.hits > 0
             assert process.poll() is None
+            assert code_of(process.pid, items) == as_it_was
+            assert len(os.listdir(f"/proc/{process.pid}/task")) <= inhabitants  # nothing was brought in again
+            if time.monotonic() > end:
+                assert done > 3
+                break
         out, code = finish(process)
         assert out.startswith("fine ")
         assert code == 7
+
+
+def test_a_library_that_is_loaded_after_we_left_asks_nobody() -> None:
+    code = (
+        "import ctypes\nlib = ctypes.CDLL('libsqlite3.so.0')\nprint('ready', flush=True)\ninput()\n"
+        "import sqlite3, bz2, lzma, decimal\nprint(sqlite3.connect(':memory:').execute('select 1').fetchall())"
+    )
+    with running(PYTHON, "-c", code) as process:
+        observe([process.pid], 0.05)
+        assert finish(process) == ("[(1,)]\n", 0)
+
+
+def test_what_is_left_of_a_visit_serves_the_next_also_in_a_forked_child() -> None:
+    code = (
+        "import sqlite3, os, sys, time\nc = sqlite3.connect(':memory:')\nprint('ready', flush=True)\n"
+        "sys.stdin.readline()\npid = os.fork()\nif pid == 0:\n"
+        "    print(os.getpid(), flush=True)\n    end = time.time() + 20\n"
+        "    while time.time() < end: c.execute('select 5').fetchall()\n"
+        "    os._exit(0)\n"
+        "sys.stdin.readline(); os.kill(pid, 9); os.wait()"
+    )
+    with running(PYTHON, "-c", code) as process:
+        assert process.stdin
+        assert process.stdout
+        observe([process.pid], 0.05)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        child = int(process.stdout.readline())
+        threads = len(os.listdir(f"/proc/{child}/task"))
+        items, _ = observe([child], 0.3)
+        assert len(statements(items)) > 10
+        assert set(statements(items)["pid"].tolist()) == {child}
+        assert len(os.listdir(f"/proc/{child}/task")) == threads == 1
+        assert finish(process) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    "note", [b"", b"SQTNOTE1\xff\xff\xff\xff{", b"SQTNOTE1\x02\x00\x00\x00[]", b"SQTNOTE1\x02\x00\x00\x00{}"]
+)
+def test_a_note_that_makes_no_sense_is_not_believed(note: bytes) -> None:
+    fd = os.memfd_create("sqltrace")
+    os.ftruncate(fd, 1 << 16)
+    with mmap.mmap(fd, 1 << 16) as memory:
+        os.close(fd)
+        memory[:8] = b"SQTRING1"
+        memory[512 : 512 + len(note)] = note
+        assert resident.find(os.getpid()) is None
 
 
 def test_what_is_running_when_we_leave_is_told_as_detached() -> None:
@@ -166,7 +224,7 @@ def test_forked_children_get_their_code_back() -> None:
             items += trace.drain(0.1)
         patched = code_of(child, items)
         items += trace.detach()
-        assert not any(isinstance(item, Refused) for item in items), items
+        assert not any(isinstance(item, Refused) for item in items), [i for i in items if isinstance(i, Refused)]
         assert code_of(child, items) != patched
         assert code_of(child, items) == code_of(process.pid, items)
         assert finish(process) == ("child\nparent\n", 0)
