@@ -149,7 +149,8 @@ def program(tmp_path: Path, source: str, *options: str) -> Path:
 
 def test_sqlites_source_as_a_text_in_a_program_is_no_sqlite(tmp_path: Path) -> None:
     text = amalgamation("3.50.4") / "sqlite3.c"
-    source = f'__asm__(".section .rodata\\n.global text\\ntext: .incbin \\"{text}\\"\\n.byte 0\\n.text"); extern const char text[];'
+    included = f'".section .rodata\\n.global text\\ntext: .incbin \\"{text}\\"\\n.byte 0\\n.text"'
+    source = f"__asm__({included}); extern const char text[];"
     with pytest.raises(NoSQLiteError, match="names a SQLite release but holds no SQLite"):
         resolve(program(tmp_path, source + " int main(void) { return text[7]; }"))
 
@@ -175,7 +176,8 @@ def test_a_list_of_sqlites_messages_is_no_function_of_it(tmp_path: Path) -> None
 
 
 def test_a_program_that_uses_a_shared_sqlite_holds_none(tmp_path: Path) -> None:
-    source = "int sqlite3_step(void *); int sqlite3_reset(void *); int main(void) { return sqlite3_step(0) + sqlite3_reset(0); }"
+    source = "int sqlite3_step(void *); int sqlite3_reset(void *);"
+    source += " int main(void) { return sqlite3_step(0) + sqlite3_reset(0); }"
     with pytest.raises(NoSQLiteError):
         resolve(program(tmp_path, source, "-l:libsqlite3.so.0"))
 
