@@ -81,7 +81,7 @@ function openRing(slots, executions, source) {
   const own = call(mmap, [NULL, PRIVATE_BYTES, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0]);
   call(libc('madvise', 'int', ['pointer', 'size_t', 'int']), [own, PRIVATE_BYTES, MADV_WIPEONFORK]);
   const symbols = { ring: base, private: own, constants: Memory.alloc(8), clock_gettime: exported('clock_gettime') };
-  if (Process.arch !== 'x64') for (const f of ['getpid', 'gettid', 'pthread_self']) symbols[f] = exported(f);
+  if (Process.arch !== 'x64') for (const f of ['getpid', 'gettid', 'nanosleep', 'pthread_self']) symbols[f] = exported(f);
   ring = { base, size, fd, source, symbols };
   return { fd, base: base.toString(), own: own.toString() };
 }

@@ -27,6 +27,8 @@ typedef long long s64;
 #define CLOCK 1 /* CLOCK_MONOTONIC */
 #define MAX_PATH 4096
 #define NOWHERE (~0ULL)
+#define PATIENCE 1000000000ULL /* ns without a sign of life from the reader */
+#define NAP 200000             /* ns between looks at a full ring */
 #define THREADS 512
 #define THREAD_WINDOW 16
 #define TCB_BYTES 2304 /* glibc's struct pthread */
@@ -72,6 +74,7 @@ extern int clock_gettime(int, struct timespec *);
 #ifndef __x86_64__
 extern int getpid(void);
 extern int gettid(void);
+extern int nanosleep(struct timespec *, struct timespec *);
 extern void *pthread_self(void);
 #endif
 
@@ -102,6 +105,13 @@ static u64 syscall0(u64 number)
   return result;
 }
 
+/* Not libc's, which would change errno. */
+static void nap(struct timespec *t)
+{
+  u64 result;
+  __asm__ __volatile__("syscall" : "=a"(result) : "0"(35), "D"(t), "S"(0) : "rcx", "r11", "memory");
+}
+
 static u32 ask_pid(void) { return (u32)syscall0(39); }
 static u32 ask_tid(void) { return (u32)syscall0(186); }
 
@@ -115,6 +125,7 @@ static u64 control_block(void)
 static u64 fetch_add(u64 *p, u64 n) { return (u64)g_atomic_pointer_add(p, (gssize)n); }
 static int swap_if(u64 *p, u64 from, u64 to) { return g_atomic_pointer_compare_and_exchange(p, (gpointer)from, (gpointer)to); }
 static void store_last(u64 *p, u64 n) { g_atomic_pointer_set(p, (gpointer)n); }
+static void nap(struct timespec *t) { nanosleep(t, 0); }
 static u32 ask_pid(void) { return (u32)getpid(); }
 static u32 ask_tid(void) { return (u32)gettid(); }
 static u64 control_block(void) { return (u64)pthread_self(); }
@@ -184,6 +195,28 @@ static struct thread *current_thread(void)
 
 /* ---- the ring ---- */
 
+/* Waits until there is room; 0 when nobody reads, or shall not be waited for. */
+static int wait_for_room(u64 slots)
+{
+  struct ring_header *h = &ring;
+  struct timespec t;
+  u64 beat = *(volatile u64 *)&h->beat, since = now();
+  while (h->waits && !h->closed && beat != h->silent) {
+    t.tv_sec = 0;
+    t.tv_nsec = NAP;
+    nap(&t);
+    if (*(volatile u64 *)&h->head - *(volatile u64 *)&h->tail + slots <= h->slots)
+      return 1;
+    if (*(volatile u64 *)&h->beat != beat) {
+      beat = *(volatile u64 *)&h->beat;
+      since = now();
+    } else if (now() - since > PATIENCE) {
+      h->silent = beat;
+    }
+  }
+  return 0;
+}
+
 /* Reserves room for a record; NOWHERE when there is none.  Check and reservation are one step, so that no number of
    threads can overrun the reader. */
 static u64 reserve(u32 size, u32 loss)
@@ -193,6 +226,8 @@ static u64 reserve(u32 size, u32 loss)
   for (;;) {
     u64 head = *(volatile u64 *)&h->head, used = head - *(volatile u64 *)&h->tail;
     if (used + slots > h->slots) {
+      if (wait_for_room(slots))
+        continue;
       fetch_add(&h->lost[loss], 1);
       return NOWHERE;
     }

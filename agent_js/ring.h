@@ -35,7 +35,10 @@ struct ring_header {
   u32 slots; /* a power of two */
   u32 executions;
   u32 closed; /* set by the tracer when it leaves: hooks that are still on the stack write nothing any more */
-  u32 reserved[11];
+  u32 waits;  /* a hook that finds the ring full waits for the reader, as long as that gives signs of life */
+  u64 beat;   /* counted up by the reader, some times a second */
+  u64 silent; /* the beat at which a hook has waited in vain: nobody waits again until there is another */
+  u32 reserved[6];
   u64 head; /* slots reserved by writers */
   u64 head_line[7];
   u64 tail; /* slots freed by the reader */

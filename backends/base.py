@@ -36,6 +36,8 @@ class Options:
 
     ring_bytes: int = 16 << 20
     """Memory between the hooks and us; a power of two."""
+    block: bool = False
+    """A program whose ring is full waits for us, instead of losing records."""
     follow: bool = True
     """Children of the observed processes are observed too."""
     min_duration_ns: int = 0

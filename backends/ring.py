@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -40,9 +41,22 @@ LARGEST: Final = 16384 + 64
 
 HEADER: Final = np.dtype(
     {
-        "names": ["magic", "slots", "executions", "closed", "head", "tail", "hits", "text_id", "lost"],
-        "formats": ["<u8", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", ("<u8", (8,))],
-        "offsets": [0, 8, 12, 16, 64, 128, 192, 256, 320],
+        "names": [
+            "magic",
+            "slots",
+            "executions",
+            "closed",
+            "waits",
+            "beat",
+            "silent",
+            "head",
+            "tail",
+            "hits",
+            "text_id",
+            "lost",
+        ],
+        "formats": ["<u8", "<u4", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", ("<u8", (8,))],
+        "offsets": [0, 8, 12, 16, 20, 24, 32, 64, 128, 192, 256, 320],
         "itemsize": HEADER_BYTES,
     }
 )
@@ -132,6 +146,7 @@ class Ring:
         self._tail = int(self._header["tail"][0])  # where the ring was given back before, it counts on
         self._waiting: tuple[int, float] | None = None
         self._lost: Counter[tuple[str, str]] = Counter()
+        self._giving_back = threading.Lock()
         self._final: tuple[int, dict[tuple[str, str], int]] | None = None
 
     # -- records
@@ -288,12 +303,23 @@ class Ring:
         lost = {key: int(count) for key, count in zip(LOSSES, counts, strict=False) if count}
         return lost | dict(self._lost)
 
+    def beat(self) -> None:
+        """Give a sign of life, at which writers wait for room rather than drop a record.  From any thread."""
+        with self._giving_back:
+            if self._final is None:
+                self._header["beat"][0] += np.uint64(1)
+                self._header["waits"][0] = 1
+
     def shut(self) -> None:
         """Tell the hooks to write nothing any more."""
         self._header["closed"][0] = 1
 
     def close(self) -> None:
         """Give the memory back, the target's part of it too; the totals stay."""
+        with self._giving_back:
+            self._give_back()
+
+    def _give_back(self) -> None:
         if self._final:
             return
         self._final = self.hits(), self.lost()

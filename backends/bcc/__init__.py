@@ -70,6 +70,11 @@ class BccBackend:
             raise BackendUnavailableError(
                 f"the bcc backend does not work here: {availability.reason}. Remedy: {availability.remedy}."
             )
+        if options.block:
+            raise BackendUnavailableError(
+                "the bcc backend cannot let a program wait for us (--on-overflow block): its hooks run in the kernel. "
+                "Remedy: --backend frida, or a larger --ring-size."
+            )
         return BccTrace(resolve, options, scope or Scope())
 
     def run(self, argv: Sequence[str], resolve: Resolve, options: Options) -> Trace:

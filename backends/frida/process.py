@@ -205,6 +205,11 @@ class Observed:
             Probed(self.pid, mapped.name, hook.resolution, taken),
         ]
 
+    def beat(self) -> None:
+        """Let the program wait for us where its ring is full.  From any thread."""
+        if self._ring is not None:
+            self._ring.beat()
+
     def _ask(self, what: str, **arguments: Any) -> Any:
         return self._worker.request(what, pid=self.pid, **arguments)
 

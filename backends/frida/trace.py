@@ -31,6 +31,8 @@ from sqltrace.events.enrich import read_process
 _SHORTEST_NAP: Final = 0.0005
 _LONGEST_NAP: Final = 0.005
 """Seconds between looks at an idle ring; a full one of the usual size lasts longer than that."""
+_BEAT: Final = 0.05
+"""Seconds between signs of life; hooks wait for one, but for a second at most."""
 _LOOK_AGAIN: Final = 0.5
 """Seconds between looks for libraries that were loaded without our hearing of it."""
 
@@ -52,6 +54,8 @@ class FridaTrace:
         self._held: Observed | None = None
         self._looked = time.monotonic()
         self._worker: WorkerClient | None = None
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="frida-heart", daemon=True)
 
     # -- starting
 
@@ -112,7 +116,17 @@ class FridaTrace:
         except SqltraceError as error:
             raise NoSQLiteError(f"no usable SQLite in process {pid}: {error}") from error
 
+    def _beat(self) -> None:
+        """Tell the hooks that somebody reads, however long a sink takes."""
+        while True:
+            for observed in list(self._processes.values()):
+                observed.beat()
+            if self._over.wait(_BEAT):
+                return
+
     def _start_worker(self) -> WorkerClient:
+        if self._options.block:
+            self._heart.start()
         self._worker = WorkerClient(self._heard, self._worker_died)
         return self._worker
 
@@ -278,6 +292,7 @@ class FridaTrace:
         if self._worker is not None:
             self._worker.close(linger=any(observed.lingers for observed in self._processes.values()))
         self._answering.shutdown()
+        self._over.set()
         with self._lock:
             items, self._pending = self._pending, []
         return items

@@ -96,6 +96,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="memory between the hooks and sqltrace (16m): more of it rides out longer bursts",
     )
+    parser.add_argument(
+        "--on-overflow",
+        choices=("drop", "block"),
+        default="drop",
+        help="when sqltrace cannot keep up: lose records, and count them (default), or let the program wait (frida)",
+    )
     parser.add_argument("--no-follow", action="store_true", help="do not observe child processes")
     parser.add_argument("-q", "--quiet", action="store_true", help="no notices, no summary")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is found and probed")
@@ -106,6 +112,7 @@ def backend_options(arguments: argparse.Namespace) -> Options:
     wanted = conditions(arguments)
     return Options(
         ring_bytes=arguments.ring_size,
+        block=arguments.on_overflow == "block",
         follow=not arguments.no_follow,
         min_duration_ns=wanted.min_duration_ns,
         errors_only=wanted.errors_only,

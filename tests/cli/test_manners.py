@@ -114,6 +114,13 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert run(*arguments).returncode == 2
 
 
+@pytest.mark.bcc
+def test_the_kernel_cannot_wait_for_us() -> None:
+    done = run("run", "--backend", "bcc", "--on-overflow", "block", "--", "sh", "-c", "exit 3")
+    assert done.returncode == 125
+    assert "its hooks run in the kernel. Remedy: --backend frida" in sentence(done)
+
+
 def test_a_full_disk_ends_the_log_and_not_the_command() -> None:
     done = run("run", "--force", "-o", "/dev/full", "--", "sh", "-c", "exit 3")
     assert done.returncode == 125, "nothing was started: the first event could not be written"

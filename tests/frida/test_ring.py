@@ -190,6 +190,19 @@ def test_totals_survive_closing() -> None:
     assert writer.header["closed"][0] == 1
 
 
+def test_signs_of_life_are_given_until_the_ring_is_given_back() -> None:
+    writer = RingWriter(64)
+    ring = Ring(writer.fd, writer.geometry)
+    assert writer.header["waits"][0] == 0
+    ring.beat()
+    ring.beat()
+    assert writer.header["waits"][0] == 1
+    assert writer.header["beat"][0] == 2
+    ring.close()
+    ring.beat()
+    assert writer.header["beat"][0] == 2
+
+
 def test_a_file_that_is_too_small_is_no_ring() -> None:
     writer = RingWriter(64)
     with pytest.raises(ValueError, match="cannot be a ring"):

@@ -28,7 +28,7 @@ def run(trace: Trace) -> Trace:
     def run(*command: str, **kwargs: Any) -> Traced:
         traced = trace("frida", *command, env=environment(USER="tester"), **kwargs)  # fossil wants to know
         if traced.events and traced.named("session_end"):
-            lost = sum(entry["count"] for entry in traced.end["lost"])
+            lost = sum(entry["count"] for entry in traced.end["lost"] if entry["type"] == "statement")
             assert traced.end["hits"] == traced.end["emitted"] + traced.end["filtered"] + lost
             assert traced.end["emitted"] == len(traced.statements)
         return traced
@@ -99,6 +99,45 @@ def test_the_exit_status_is_the_commands_own_and_nothing_is_lost_at_the_end(run:
     assert last[0]["end"] == ("reset" if status == 3 else "exit")
     exits = [p for p in traced.named("process") if p["action"] == "exit"]
     assert len(exits) == 1
+
+
+def test_nothing_is_lost_when_the_program_becomes_another(run: Trace) -> None:
+    traced = run(
+        *python(
+            "c = sqlite3.connect(':memory:')\nfor i in range(1000): c.execute('select ?', (i,)).fetchall()\n"
+            "os.execv('/bin/sh', ('sh', '-c', 'exit 4'))"
+        )
+    )
+    assert traced.returncode == 4
+    assert sum(s["sql"] == "select ?" for s in traced.statements) == 1000
+    assert traced.end["lost"] == []
+
+
+def test_a_program_waits_for_us_where_nothing_may_be_lost(run: Trace) -> None:
+    small = ("--ring-size", "64k")
+    dropping = run(str(busy()), "2", "10000", options=small)
+    assert sum(entry["count"] for entry in dropping.end["lost"]) > 1000
+    blocking = run(str(busy()), "2", "10000", options=(*small, "--on-overflow", "block"))
+    assert blocking.returncode == 7
+    assert blocking.end["lost"] == []
+    assert sum(s["sql"] == "SELECT ?1+1" for s in blocking.statements) == 20000
+
+
+def test_a_program_that_waits_for_us_goes_on_when_we_are_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = ("run", "--backend", "frida", "--ring-size", "64k", "--on-overflow", "block", "-o", str(log), "--")
+    with subprocess.Popen(
+        sqltrace_command(*command, str(busy()), "2", "300000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    ) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        tracer.kill()
+        assert tracer.stdout.read() == "fine 600000\n"
 
 
 def test_threads_are_told_apart_and_counted_exactly(run: Trace) -> None:
