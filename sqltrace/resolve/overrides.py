@@ -16,7 +16,7 @@ from typing import Any, Final
 from sqltrace.errors import UsageError
 from sqltrace.resolution import Evidence, Field
 
-_FUNCTION: Final = re.compile(r"(sqlite3\w+)=(0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
+_FUNCTION: Final = re.compile(r"(sqlite3\w+)=(?:0[xX]0*([0-9a-fA-F]{1,15})|0*(\d{1,18}))", re.ASCII)
 _FIELD: Final = re.compile(r"\w+\.\w+|sizeof\(\w+\)|MEM_Zero", re.ASCII)
 _LARGEST_OFFSET: Final = 0xFFFE
 _ALIGNED: Final = (2, 4, 8)
@@ -39,7 +39,7 @@ def parse_overrides(offsets: Iterable[str], layout: str | os.PathLike[str] | Non
         match = _FUNCTION.fullmatch(text)
         if match is None:
             raise UsageError(f"--offset wants sqlite3_NAME=ADDRESS, as in sqlite3_step=0x1a2b0, not {text!r}")
-        functions[match[1]] = int(match[2], 0)
+        functions[match[1]] = int(match[2], 16) if match[2] else int(match[3])
     return Overrides(functions, {} if layout is None else _read_layout(layout))
 
 

@@ -2,8 +2,7 @@
 
 Where a file has symbols, a stripped copy is resolved and compared with them.  Step, reset and finalize must be named
 by the API table and by strings alike, which know nothing of each other.  Where the source is at hand, the layout
-must be the compiler's.  700 MB are
-fetched, once: only with SQLTRACE_ALL_BUILDS=1 (`make test-all`).
+must be the compiler's.  700 MB are fetched, once: only with SQLTRACE_ALL_BUILDS=1 (`make test-all`).
 """
 
 from __future__ import annotations
