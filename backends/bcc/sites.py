@@ -12,16 +12,22 @@ first argument, and nothing in the function jumps back to it (one call must be o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import capstone
 from capstone import x86
 
+from sqltrace.backends.elf_file import ElfFile
+from sqltrace.resolution import Resolution
+
 LOOK_AHEAD = 48
 """Bytes from the function's start in which a site is sought."""
 BODY = 4096
 """Bytes that are searched for branches back into the prologue."""
+
+PROBED = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
+"""The functions that have a probe."""
 
 _STEPPED = "single-step"
 
@@ -35,6 +41,17 @@ class ProbeSite:
 
     offset: int
     kind: str
+
+    def __str__(self) -> str:
+        return f"+{self.offset} {self.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A function's site, and its offset in the file, which is what the kernel wants."""
+
+    site: ProbeSite
+    offset: int
 
 
 def _kind(instruction: capstone.CsInsn) -> str:
@@ -89,3 +106,14 @@ def probe_site(code: bytes) -> ProbeSite:
         if not _may_be_skipped(instruction):
             break
     return ProbeSite(0, _STEPPED)
+
+
+def placed(path: str, resolution: Resolution, names: Iterable[str] = PROBED) -> dict[str, Placed]:
+    """Choose the sites of functions in an ELF file.  Raises NotAnImageError; KeyError for a function not known."""
+    elf = ElfFile.read(path)
+    found = {}
+    for name in names:
+        start = elf.file_offset(resolution.hookable(name).address)
+        site = probe_site(elf.code(start, BODY))
+        found[name] = Placed(site, start + site.offset)
+    return found

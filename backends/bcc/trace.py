@@ -19,7 +19,7 @@ from sqltrace.backends.bcc.holder import Holder
 from sqltrace.backends.bcc.program import ProbeObject, ProbeOffsets
 from sqltrace.backends.bcc.ringbuf import RingBuffer
 from sqltrace.backends.bcc.scope import ChosenFile, Scope, all_pids, system_libraries
-from sqltrace.backends.bcc.sites import BODY, probe_site
+from sqltrace.backends.bcc.sites import PROBED, placed
 from sqltrace.backends.elf_file import ElfFile, dynamic_symbol
 from sqltrace.backends.launch.held import HeldChild
 from sqltrace.backends.proc_maps import Inode, MappedFile, mapped_files, no_sqlite
@@ -30,8 +30,6 @@ from sqltrace.resolution import Resolution
 
 LOADER_HOOK = "_dl_debug_state"
 """In glibc and musl: an empty function that the loader calls for debuggers (elf/dl-debug.c)."""
-
-PROBED = ("sqlite3_step", "sqlite3_reset", "sqlite3_finalize")
 
 _DETACH_PATIENCE = 2.0
 
@@ -142,13 +140,11 @@ class BccTrace:
         if resolution is None:
             return
         start = time.perf_counter()
-        elf = ElfFile.read(mapped.path)
-        starts = {name: elf.file_offset(resolution.hookable(name).address) for name in PROBED}
-        sites = {name: probe_site(elf.code(start, BODY)) for name, start in starts.items()}
-        offsets = ProbeOffsets(*(starts[name] + sites[name].offset for name in PROBED))
+        sites = placed(mapped.path, resolution)
+        offsets = ProbeOffsets(*(sites[name].offset for name in PROBED))
         self._object.attach(mapped.path, offsets, self._object.layout_index(layout_words(resolution)))
         taken = (time.perf_counter() - start) * 1e3
-        described = {name: f"+{site.offset} {site.kind}" for name, site in sites.items()}
+        described = {name: str(found.site) for name, found in sites.items()}
         self._pending.append(Probed(pid, mapped.name, resolution, round(taken, 3), described, processes, late))
 
     def _probe_loader(self, pid: int) -> None:

@@ -62,7 +62,11 @@ class Attach(Command):
         backend = choose(name, say=tracing.say if not arguments.quiet else None)
         resolve, options = tracing.resolver(arguments), tracing.backend_options(arguments)
         with tracing.opened(arguments, backend) as session, signals(session, lambda: None):
-            trace = backend.attach(pids, resolve, options) if pids else backend.watch(arguments.exe, resolve, options)
+            with tracing.getting_ready(arguments, backend):
+                if pids:
+                    trace = backend.attach(pids, resolve, options)
+                else:
+                    trace = backend.watch(arguments.exe, resolve, options)
             totals = session.follow(trace)
         tracing.summary(arguments, totals)
         return 0 if totals.output_error is None else totals.output_error.exit_code

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from sqltrace.backends.bcc.sites import placed
 from sqltrace.backends.proc_maps import mapped_files
 from sqltrace.cli.attach import parse_pids
 from sqltrace.cli.base import Command
 from sqltrace.cli.overrides import add_override_options, overrides_from
 from sqltrace.cli.tracing import say
 from sqltrace.errors import NoSQLiteError, NotAnImageError, SqltraceError, UsageError
+from sqltrace.resolution import Resolution
 from sqltrace.resolve import Explained, Overrides, clear_cache, describe, explain_all
 from sqltrace.resolve.describe import describe_briefly
 
@@ -75,12 +77,12 @@ class Inspect(Command):
         if len(arguments.file) == 1 and not pids and not os.path.isdir(arguments.file[0]):
             several = explain_all(arguments.file[0], overrides=overrides)
             for explained in several:
-                _show(explained, arguments, alone=len(several) == 1)
+                _show(explained, arguments, arguments.file[0], alone=len(several) == 1)
             return 0
         found = 0
         for candidate in _candidates(arguments.file, pids):
             for explained in _look_into(candidate, overrides):
-                _show(explained, arguments, alone=False)
+                _show(explained, arguments, candidate.path, alone=False)
                 found += 1
         if not found:
             where = ", ".join([*arguments.file, *(f"process {pid}" for pid in pids)])
@@ -102,8 +104,19 @@ def _look_into(candidate: Candidate, overrides: Overrides | None) -> list[Explai
     return [replace(e, resolution=replace(e.resolution, path=candidate.name)) for e in found]
 
 
-def _show(explained: Explained, arguments: argparse.Namespace, *, alone: bool) -> None:
+def _probe_sites(path: str, resolution: Resolution) -> dict[str, str]:
+    """Where in each function bcc would probe: empty for a file that it cannot observe."""
+    if (resolution.format.lower(), resolution.arch) != ("elf", "x86_64"):
+        return {}
+    try:
+        return {name: str(found.site) for name, found in placed(path, resolution).items()}
+    except (KeyError, SqltraceError):
+        return {}  # why is among what is off
+
+
+def _show(explained: Explained, arguments: argparse.Namespace, path: str, *, alone: bool) -> None:
     resolution = explained.resolution
+    sites = _probe_sites(path, resolution) if arguments.verbose else {}
     if arguments.json:
         content = resolution.to_json()
         if arguments.verbose:
@@ -111,10 +124,15 @@ def _show(explained: Explained, arguments: argparse.Namespace, *, alone: bool) -
                 name: [{"evidence": d.evidence, "text": d.text} for d in details]
                 for name, details in explained.details.items()
             }
+            content["sites"] = sites
         encoded = msgspec.json.encode(content)
         text = (msgspec.json.format(encoded) if alone else encoded).decode()
     elif alone or arguments.verbose:
         text = describe(resolution, explained.details if arguments.verbose else None)
+        if sites:
+            width = max(map(len, sites))
+            text += "\n\nPROBE SITE"
+            text += "".join(f"\n{name:<{width}}  {site}" for name, site in sites.items())
         text += "" if alone else "\n"
     else:
         text = describe_briefly(resolution)

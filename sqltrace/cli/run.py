@@ -36,7 +36,8 @@ class Run(Command):
         backend = choose(arguments.backend, command=arguments.argv, say=tracing.say if not arguments.quiet else None)
         resolve = tracing.resolver(arguments)
         with tracing.opened(arguments, backend) as session:
-            trace = backend.run(arguments.argv, resolve, tracing.backend_options(arguments))
+            with tracing.getting_ready(arguments, backend):
+                trace = backend.run(arguments.argv, resolve, tracing.backend_options(arguments))
             with signals(session, lambda: trace.child if trace.status is None else None):
                 totals = session.follow(trace)
                 status = trace.wait()

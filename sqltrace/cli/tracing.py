@@ -172,6 +172,21 @@ def make_session(arguments: argparse.Namespace, backend: str, sink: Sink, sessio
     )
 
 
+@contextmanager
+def getting_ready(arguments: argparse.Namespace, backend: Backend) -> Iterator[None]:
+    """On a terminal, say that the BPF programs are being compiled while that lasts; nothing of it stays."""
+    shown = backend.name == "bcc" and not arguments.quiet and sys.stderr.isatty()
+    if shown:
+        sys.stderr.write("sqltrace: compiling the probes...")
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
 def say(text: str) -> None:
     """Tell the user something, beside the data."""
     print(f"sqltrace: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the one place for notices

@@ -135,6 +135,16 @@ def test_the_terminal_form_goes_to_stderr_and_the_output_stays_the_commands(tmp_
     assert "\x1b" not in done.stderr
 
 
+def test_a_terminal_is_told_of_the_compilation_and_nothing_else_is(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m sqltrace run --backend bcc -- sqlite3 :memory: 'SELECT 5'"
+    done = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, check=True)
+    before, after = done.stdout.split(b"compiling the probes...")
+    assert before == b"sqltrace: "
+    assert after.startswith(b"\r\x1b[K")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
+    assert b"compiling" not in done.stdout + done.stderr
+
+
 def test_what_a_filter_leaves_out_is_counted(trace: Trace) -> None:
     sql = "CREATE TABLE t(a UNIQUE); INSERT INTO t VALUES(1); INSERT INTO t VALUES(2); INSERT INTO t VALUES(1)"
     t = trace("bcc", "sqlite3", "f.db", sql, options=("--sql", "^insert", "--db", "*.db"))

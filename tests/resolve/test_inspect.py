@@ -168,3 +168,17 @@ def test_a_process_is_looked_into_even_when_its_program_was_deleted(
     finally:
         process.kill()
         process.communicate()
+
+
+def test_verbose_names_the_probe_site_of_each_function_and_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    path = build_twin().stripped
+    _, text, _ = inspect(capsys, "-v", path)
+    sites = dict(re.findall(r"^(sqlite3_\w+) +(\+\d+ (?:nop|push|branch|single-step))$", text, re.MULTILINE))
+    assert set(sites) == {"sqlite3_step", "sqlite3_reset", "sqlite3_finalize"}
+    resolution = explain(path).resolution
+    disassembly = subprocess.run(["objdump", "-d", path], capture_output=True, text=True, check=True).stdout
+    for name, site in sites.items():
+        offset, kind = site.split()
+        address = resolution.functions[name].address + int(offset)
+        (instruction,) = re.findall(rf"^ +{address:x}:\t[^\t]*\t(\S+)", disassembly, re.MULTILINE)
+        assert kind == "single-step" or instruction.startswith({"branch": "j"}.get(kind, kind)), (name, instruction)
