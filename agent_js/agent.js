@@ -14,7 +14,7 @@ const RING_SLOT = 64;
 const RING_SPILL = 20480;
 const RING_MAGIC = uint64('0x31474e4952545153');
 const EXECUTION_BYTES = 192;
-const PRIVATE_BYTES = 20480; // struct private of hooks.c, in whole pages
+const PRIVATE_BYTES = 24576; // struct private of hooks.c, in whole pages
 const LAYOUT_BYTES = 64;
 
 const PROT_READ_WRITE = 3;

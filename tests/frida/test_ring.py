@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import mmap
 import random
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqltrace.backends import ring as ring_module
-from sqltrace.backends.frida.sources import hooks_source
+from sqltrace.backends.frida.sources import agent_script, hooks_source
 from sqltrace.backends.ring import EXECUTION, HEADER, HEADER_BYTES, LARGEST, SPILL, Geometry, Ring
 from sqltrace.events.wire import INCOMPLETE, NESTED, NO_COUNTERS, End, Record, Text
 from tests.support.ring_writer import RingWriter, statement, text
@@ -207,6 +209,25 @@ def test_a_file_that_is_too_small_is_no_ring() -> None:
     writer = RingWriter(64)
     with pytest.raises(ValueError, match="cannot be a ring"):
         Ring(writer.fd, Geometry(128, 16))
+
+
+def test_the_agent_gives_the_hooks_as_much_memory_as_they_use(tmp_path: Path) -> None:
+    source = hooks_source()
+    program = tmp_path / "sizes"
+    program.with_suffix(".c").write_text(
+        "#include <stdio.h>\n#include <stddef.h>\n"
+        + source[source.index("typedef unsigned char u8;") : source.index("extern struct module module;")]
+        + "int main(void) {"
+        'printf("%zu %zu", sizeof(struct private), offsetof(struct module, step)); return 0; }'
+    )
+    subprocess.run(["gcc", "-o", program, program.with_suffix(".c")], check=True)
+    private, layout = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
+    given = dict(re.findall(r"^const (\w+_BYTES) = (\d+);", agent_script(), re.MULTILINE))
+    # Once it was 64 bytes short, which lay in the ring's header: one thread in 256 wrote there.
+    assert int(private) <= int(given["PRIVATE_BYTES"])
+    assert int(given["PRIVATE_BYTES"]) % mmap.PAGESIZE == 0
+    assert int(layout) == int(given["LAYOUT_BYTES"])
+    assert EXECUTION.itemsize == int(given["EXECUTION_BYTES"])
 
 
 def test_the_header_file_and_the_reader_agree(tmp_path: Path) -> None:
