@@ -27,6 +27,7 @@ _LEAST: Final = 300
 _BALANCE: Final = 2500
 """Bytes of balance() with the largest function that it calls, balance_nonroot or itself."""
 _SMALLEST_EXEC, _LARGEST_EXEC = 8 << 10, 256 << 10
+_LARGEST_SANITIZED: Final = 1 << 20
 """Bytes of sqlite3VdbeExec; something else than that is several functions, or a part of one."""
 
 
@@ -39,9 +40,9 @@ class BtreeWriters:
     balance: int
 
 
-def is_whole(graph: CallGraph, vdbe_exec: int) -> bool:
-    """Whether this has the size of all of sqlite3VdbeExec."""
-    return _SMALLEST_EXEC <= graph.size(vdbe_exec) <= _LARGEST_EXEC
+def is_whole(graph: CallGraph, vdbe_exec: int, *, measured: bool) -> bool:
+    """Whether this has the size of all of sqlite3VdbeExec; if unwind data tells it, sanitizers may be in it."""
+    return _SMALLEST_EXEC <= graph.size(vdbe_exec) <= (_LARGEST_SANITIZED if measured else _LARGEST_EXEC)
 
 
 def vdbe_reset(graph: CallGraph, executor: Executor, reset: int, halt: int, not_these: Collection[int]) -> int | None:
@@ -110,6 +111,6 @@ def _size_with_callees(graph: CallGraph, function: int) -> int:
 
 def _payload_reads(executor: Executor, function: int) -> set[tuple[int, int]]:
     """Return (offset, width) of what is read where the second argument points to."""
-    trace = executor.run(function, budget=4000, once=True)
+    trace = executor.run(function, budget=12000, once=True)  # with sanitizers it has 10,000 instructions
     offsets = ((access.address.offset_from(_PAYLOAD), access.size) for access in trace.loads())
     return {(offset, size) for offset, size in offsets if offset is not None}

@@ -146,7 +146,7 @@ class _Search:
         """Return what was found of step, reset, finalize, the prepare family, close, and internal functions."""
         found: dict[str, int] = {}
         exec_ = self._vdbe_exec()
-        if exec_ is not None and is_whole(self._graph, exec_):
+        if exec_ is not None and is_whole(self._graph, exec_, measured=self._image.unwind_covers(exec_)):
             self._add(found, "sqlite3VdbeExec", exec_, self._says(exec_, _IN_EXEC))
             if (writers := btree_writers(self._graph, self._executor, exec_)) is not None:
                 both = f"calls balance at {writers.balance:#x}, as only one other does that sqlite3VdbeExec calls"
@@ -277,7 +277,23 @@ class _Search:
             callers = passing_to(plain)
             passing |= {f for f in callers if worth_a_look(f)}
             plain = callers - passing
-        return passing & complaining, {f for f in passing - silent_ones if self._tests_argument_first(f)}
+        # With sanitizers VdbeReset and VdbeFinalize, too, test their argument first.
+        level = set() if passing & complaining else set(passing)
+        for _ in range(2):
+            level = passing_to(level) - passing
+            passing |= {f for f in level if worth_a_look(f)}
+        finalize = passing & complaining
+        reset = {f for f in passing - silent_ones if self._tests_argument_first(f)}
+        # What finalize hands its statement to is not reset, but VdbeFinalize or VdbeReset.
+        way = set(finalize)
+        for _ in range(2):
+            way |= {f for f in reset if any(self._passes_own(c, {f}) for c in self._graph.callers(f) & way)}
+        reset -= way
+        if len(reset) > 1 and (ending := _only(finalize)) is not None:
+            # VdbeFinalize hands its statement to VdbeDelete as well, as finalize does where that one is inlined.
+            deletes = {f for f in self._graph.callees(ending) - passing - {halt} if self._passes_own(ending, {f})}
+            reset = {f for f in reset if not self._passes_own(f, deletes)}
+        return finalize, reset
 
     def _tests_argument_first(self, function: int) -> bool:
         trace = self._executor.run(function, budget=60, max_paths=4)
