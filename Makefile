@@ -16,7 +16,7 @@ DEMO_PACKAGES := python3-bpfcc python3-venv fossil
 ALL_BUILDS_PACKAGES := clang lld gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 TEST_PACKAGES := gcc libc6-dev libsqlite3-dev sqlite3 binutils procps bpftool dwarves
 
-.PHONY: demo test test-all fuzz lint format bench catalogue catalogue-check clean setup setup-test setup-catalogue
+.PHONY: demo test test-all fuzz lint format bench catalogue catalogue-check clean setup setup-test setup-bench setup-catalogue
 
 # $(call debian,packages): installs those that are missing; silent and quick when none is.
 define debian
@@ -78,8 +78,12 @@ format: setup-test
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup-test
+bench: setup-bench
 	@$(BIN)/python -m benchmarks
+
+# What others charge for less; a tool that does not work here is skipped with a sentence.
+setup-bench: setup-test
+	$(call debian,bpftrace ltrace gdb strace)
 
 # SQLite's struct layouts (btf/): all releases anew, four minutes with downloads, two without; ...
 catalogue: setup-catalogue

@@ -1,7 +1,8 @@
 """Print every table."""
 
-from benchmarks import cost, reader, resolver
+from benchmarks import cost, flood, reader, resolver
 
 reader.table()
 resolver.table()
 cost.table()
+flood.table()
