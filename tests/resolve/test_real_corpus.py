@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from sqltrace.errors import NoSQLiteError
 from sqltrace.resolution import Evidence
 from sqltrace.resolve.macho import THIN_MAGIC, MachO
 from sqltrace.resolve.resolver import FUNCTIONS, REQUIRED_FUNCTIONS, explain_image, resolve
 from tests.support.elf_builder import without_section_headers
 from tests.support.macho_builder import without_symbols
-from tests.support.real_binaries import CIPHERS, from_npm, from_pypi
+from tests.support.real_binaries import CIPHERS, from_apt, from_npm, from_pypi
 from tests.support.sqlite_builds import PACKAGES
 from tests.support.sqlite_layout import true_layout
 from tests.support.symbol_oracle import macho_symbol_addresses, symbol_addresses
@@ -121,7 +122,25 @@ BINARIES = [
 ]
 
 
-@pytest.mark.skipif("SQLTRACE_ALL_BUILDS" not in os.environ, reason="fetches 700 MB; set SQLTRACE_ALL_BUILDS=1")
+in_all = pytest.mark.skipif("SQLTRACE_ALL_BUILDS" not in os.environ, reason="fetches 700 MB; set SQLTRACE_ALL_BUILDS=1")
+
+
+@in_all
+def test_firefox_holds_sqlite_in_a_library_of_its_own_and_not_in_libxul() -> None:
+    folder = "usr/lib/firefox-esr"
+    with pytest.raises(NoSQLiteError):  # though it is full of SQL and of the names of SQLite's functions
+        resolve(from_apt("firefox-esr", f"{folder}/libxul.so"))
+    library = from_apt("firefox-esr", f"{folder}/libmozsqlite3.so")
+    symbols = symbol_addresses(library)
+    found = resolve(library).functions
+    exported = found.keys() & symbols.keys()
+    assert exported >= set(REQUIRED_FUNCTIONS)
+    assert {n: found[n].address for n in exported} == {n: symbols[n] for n in exported}
+    for name in REQUIRED_FUNCTIONS:
+        assert found[name].evidence == (Evidence.SYMBOL, Evidence.API_TABLE, Evidence.STRINGS)
+
+
+@in_all
 @pytest.mark.parametrize("binary", BINARIES, ids=str)
 def test_a_binary_that_others_built_resolves_as_declared(binary: Binary, tmp_path: Path) -> None:
     path = binary.path()

