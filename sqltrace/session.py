@@ -28,7 +28,7 @@ from sqltrace.events.clock import Clock
 from sqltrace.events.decode import Decoder
 from sqltrace.events.enrich import Processes
 from sqltrace.events.model import SCHEMA_VERSION, Event, Process, Statement
-from sqltrace.events.wire import Database, ProcessAction, ProcessChange, Text
+from sqltrace.events.wire import NESTED, Database, ProcessAction, ProcessChange, Text
 from sqltrace.filters import Conditions, Filter
 from sqltrace.sinks.base import Sink
 
@@ -173,7 +173,9 @@ class Session:
     def _counting(self, statements: Iterator[Statement]) -> Iterator[Statement]:
         for statement in statements:
             self.totals.statements += 1
-            if statement.internal:
+            prepared = statement.prepared
+            # Statement.internal, inline: this is done for every execution
+            if statement.flags & NESTED or (prepared.sql is None and not prepared.lost):
                 self.totals.internal += 1
             yield statement
 
