@@ -67,7 +67,7 @@ function lookUp() {
   };
 }
 
-function openRing(slots, executions, source) {
+function openRing(slots, executions, tsc, source) {
   const size = RING_HEADER + (8 + RING_SLOT) * slots + RING_SPILL + EXECUTION_BYTES * executions;
   lookUp();
   const mmap = libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']);
@@ -80,7 +80,8 @@ function openRing(slots, executions, source) {
   base.writeU64(RING_MAGIC);
   const own = call(mmap, [NULL, PRIVATE_BYTES, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0]);
   call(libc('madvise', 'int', ['pointer', 'size_t', 'int']), [own, PRIVATE_BYTES, MADV_WIPEONFORK]);
-  const symbols = { ring: base, private: own, constants: Memory.alloc(8), clock_gettime: exported('clock_gettime') };
+  const symbols = { ring: base, private: own, constants: Memory.alloc(16), clock_gettime: exported('clock_gettime') };
+  symbols.constants.add(8).writeU64(tsc ? 1 : 0);
   if (Process.arch !== 'x64') for (const f of ['getpid', 'gettid', 'nanosleep', 'pthread_self']) symbols[f] = exported(f);
   ring = { base, size, fd, source, symbols };
   return { fd, base: base.toString(), own: own.toString() };

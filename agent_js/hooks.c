@@ -51,15 +51,38 @@ struct thread { /* the innermost step of a thread that is inside one */
   s64 nested; /* what steps inside it added to nTotalChange */
 };
 
+/*
+ * CLOCK_MONOTONIC reckoned from the processor's time-stamp counter, which is read in a third of the time: the real clock
+ * is asked once in SPAN ticks, and each time tells how far the reckoning was off and how long a tick is.
+ */
+struct clock {
+  u64 version; /* odd while it is written */
+  u64 tsc;     /* at this count ... */
+  u64 ns;      /* ... it was this time */
+  u64 tick;    /* length of a tick, ns in 32.32 bits; 0: not known yet */
+  u64 last;    /* count when the clock was last asked */
+  u64 since_tsc, since_ns; /* the tick is measured from here */
+  u64 wrong;   /* how often the reckoning was off; beyond WRONG it is given up */
+};
+#define SPAN (1ULL << 22)      /* ticks: 1 to 4 ms */
+#define PROMPT 4096            /* ticks in which the clock answers, unless we were interrupted */
+#define INTERRUPTED (1ULL << 28) /* ticks without a look at the clock: what was measured before may include a suspend */
+#define SHORTEST (1ULL << 24)  /* ticks over which one is measured */
+#define LONGEST (1ULL << 30)
+#define OFF 2000               /* ns */
+#define WRONG 3
+
 /* Private to a process: a forked child finds these pages zeroed (MADV_WIPEONFORK). */
 struct private {
   u64 pid;
   u64 line[7];
   struct thread threads[THREADS];
+  struct clock clock;
 };
 
 struct constants {
   u64 tid_offset; /* of the thread's id in its control block; 0: not known */
+  u64 tsc;        /* the kernel keeps time by the time-stamp counter */
 };
 
 struct timespec {
@@ -98,6 +121,13 @@ static int swap_if(u64 *p, u64 from, u64 to)
 /* x86 keeps stores in order, and TinyCC moves none. */
 static void store_last(u64 *p, u64 n) { *(volatile u64 *)p = n; }
 
+static u64 ticks(void)
+{
+  u64 low, high;
+  __asm__ __volatile__("rdtsc" : "=a"(low), "=d"(high));
+  return high << 32 | (low & 0xffffffff);
+}
+
 static u64 syscall0(u64 number)
 {
   u64 result;
@@ -131,12 +161,64 @@ static u32 ask_tid(void) { return (u32)gettid(); }
 static u64 control_block(void) { return (u64)pthread_self(); }
 #endif
 
-static u64 now(void)
+static u64 clock_now(void)
 {
   struct timespec t;
   clock_gettime(CLOCK, &t);
   return (u64)t.tv_sec * 1000000000ULL + (u64)t.tv_nsec;
 }
+
+#ifdef __x86_64__
+/* Asks the clock, at count `t`, and sets the reckoning right. */
+static u64 clock_asked(u64 t)
+{
+  struct private *p = &private;
+  struct clock *c = &p->clock;
+  u64 ns = clock_now(), end = ticks(), at = t + (end - t) / 2, passed, measured, version = c->version;
+  if (end - t > PROMPT || version & 1 || !swap_if(&c->version, version, version + 1))
+    return ns;
+  passed = at - c->last;
+  if (c->tick && at - c->tsc < 2 * SPAN) {
+    s64 off = (s64)(c->ns + ((at - c->tsc) * c->tick >> 32) - ns);
+    if (off > OFF || off < -OFF)
+      c->wrong++;
+  }
+  measured = at - c->since_tsc;
+  if (passed < INTERRUPTED && measured >= SHORTEST)
+    c->tick = ((ns - c->since_ns) << 32) / measured;
+  if (passed >= INTERRUPTED || measured > LONGEST) {
+    c->since_tsc = at;
+    c->since_ns = ns;
+  }
+  c->last = at;
+  if (c->tick) {
+    c->tsc = at;
+    c->ns = ns;
+  }
+  store_last(&c->version, version + 2);
+  return ns;
+}
+
+static u64 now(void)
+{
+  struct private *p = &private;
+  struct clock *c = &p->clock;
+  u64 t, passed, ns, version;
+  if (!constants.tsc || c->wrong > WRONG)
+    return clock_now();
+  t = ticks();
+  version = *(volatile u64 *)&c->version;
+  passed = t - *(volatile u64 *)&c->tsc;
+  if (passed < SPAN) {
+    ns = *(volatile u64 *)&c->ns + (passed * *(volatile u64 *)&c->tick >> 32);
+    if (!(version & 1) && *(volatile u64 *)&c->version == version)
+      return ns;
+  }
+  return clock_asked(t);
+}
+#else
+static u64 now(void) { return clock_now(); }
+#endif
 
 static u64 hash(u64 key, u32 size) { return ((key * 0x9e3779b97f4a7c15ULL) >> 32) & (size - 1); }
 
@@ -590,6 +672,8 @@ int hook_step(u64 stmt)
   }
   rc = module.step(stmt);
   ended = now();
+  if (ended < began) /* the reckoning was set right in between */
+    ended = began;
 
   added = (s64)total_changes(conn) - before;
   if (t) {

@@ -21,6 +21,7 @@ from sqltrace.backends.base import Ended, Item, Probed, Refused, Started
 from sqltrace.backends.frida.client import WorkerClient
 from sqltrace.backends.frida.hooks import Finder, Hooks, Module, application_files, base_of, loader_is_watched
 from sqltrace.backends.frida.sources import hooks_source
+from sqltrace.backends.frida.tsc import counter_is_trusted
 from sqltrace.backends.proc_maps import Inode, MappedFile
 from sqltrace.backends.ring import SLOT, Geometry, Ring
 from sqltrace.errors import BackendError, SqltraceError, TargetError
@@ -98,7 +99,10 @@ class Observed:
             return items
         blind = loader_is_watched(self.pid)
         self._ask("attach", held=held)
-        self._map(self._ask("open_ring", slots=geometry.slots, executions=EXECUTIONS, source=hooks_source()), geometry)
+        opened = self._ask(
+            "open_ring", slots=geometry.slots, executions=EXECUTIONS, tsc=counter_is_trusted(), source=hooks_source()
+        )
+        self._map(opened, geometry)
         items = [Started(self.pid, parent)]
         if blind:
             items.append(Refused(self.pid, "", _BLIND.format(pid=self.pid)))

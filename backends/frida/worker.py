@@ -171,10 +171,10 @@ class Worker:
         script.load()
         self._processes[pid] = process
 
-    def do_open_ring(self, pid: int, slots: int, executions: int, source: str) -> Any:
+    def do_open_ring(self, pid: int, slots: int, executions: int, tsc: bool, source: str) -> Any:
         """Create the ring; the descriptor stays open until `close_descriptor`."""
         process = self._processes[pid]
-        opened = process.script.exports_sync.open_ring(slots, executions, source)
+        opened = process.script.exports_sync.open_ring(slots, executions, tsc, source)
         process.note = int(opened["base"], 16)
         return {"fd": opened["fd"], "owner": pid}
 
