@@ -18,11 +18,15 @@ from sqltrace.resolution import Resolution
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a backend works here; if not, the reason and the remedy, each a clause without a full stop."""
+    """Whether a backend works here; if not, the reason and the remedy, each a clause without a full stop.
+
+    `notes` say what works less well than it could.
+    """
 
     ok: bool
     reason: str = ""
     remedy: str = ""
+    notes: tuple[str, ...] = ()
 
 
 Resolve = Callable[[str], Resolution | None]
@@ -51,6 +55,8 @@ class Options:
     """Prepared statements that are known at a time."""
     threads: int = 1 << 14
     """Threads that are observed at a time."""
+    user: str | None = None
+    """Who the command of `run` shall be; None: who we are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from collections.abc import Sequence
 
 from sqltrace.backends.base import Availability, Options, Resolve, Trace
+from sqltrace.backends.bcc.preflight import check
 from sqltrace.backends.bcc.scope import Scope
 from sqltrace.backends.bcc.trace import BccTrace
 from sqltrace.backends.proc_maps import mapped_files, no_sqlite
 from sqltrace.errors import BackendUnavailableError, ResolutionError
-
-_CAP_SYS_ADMIN = 21
-
-
-def _effective_capabilities() -> int:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
-        for line in stream:
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
 
 
 def _require_sqlite(pids: Sequence[int], resolve: Resolve) -> None:
@@ -46,23 +34,7 @@ class BccBackend:
 
     def available(self) -> Availability:
         """Say whether this kernel, this user and this Python allow it."""
-        if not sys.platform.startswith("linux"):
-            return Availability(False, "BPF is a part of Linux", "use --backend frida")
-        if importlib.util.find_spec("bcc") is None:
-            return Availability(
-                False,
-                "Python cannot import bcc",
-                "install Debian's python3-bpfcc, and let the virtual environment see it (--system-site-packages)",
-            )
-        if not _effective_capabilities() >> _CAP_SYS_ADMIN & 1:
-            return Availability(False, "placing uprobes needs root", "run it with sudo, or use --backend frida")
-        for path, what in (
-            ("/sys/kernel/btf/vmlinux", "the kernel carries no type information (CONFIG_DEBUG_INFO_BTF)"),
-            ("/sys/bus/event_source/devices/uprobe/type", "the kernel has no uprobes (CONFIG_UPROBE_EVENTS)"),
-        ):
-            if not os.path.exists(path):
-                return Availability(False, what, "use --backend frida")
-        return Availability(True)
+        return check()
 
     def _trace(self, resolve: Resolve, options: Options, scope: Scope | None = None) -> BccTrace:
         availability = self.available()

@@ -62,7 +62,7 @@ class BccTrace:
 
     def launch(self, argv: Sequence[str]) -> None:
         """Start the command; it runs up to its first instruction and waits there for `drain`."""
-        child = HeldChild(argv)
+        child = HeldChild(argv, user=self._options.user)
         self._child = child
         self._adopt(child.pid, parent=os.getpid())
         child.release()

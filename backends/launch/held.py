@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import pwd
 import select
 import signal
 import struct
@@ -24,6 +25,7 @@ from functools import partial
 from typing import NoReturn
 
 from sqltrace.backends.launch.command import exec_error, find_command
+from sqltrace.errors import TargetError
 
 _GO = b"x"
 _ERRNO = struct.Struct("<i")
@@ -38,9 +40,14 @@ class HeldChild:
     Raises CommandNotFoundError or CommandNotExecutableError before anything is forked, where that is known.
     """
 
-    def __init__(self, argv: Sequence[str], *, any_tracer: bool = False) -> None:
-        """Fork.  any_tracer: where Yama lets only ancestors trace, the command lets everybody of its user do so."""
+    def __init__(self, argv: Sequence[str], *, any_tracer: bool = False, user: str | None = None) -> None:
+        """Fork.
+
+        any_tracer: where Yama lets only ancestors trace, the command lets everybody of its user do so.
+        user: the command runs as this user.  Raises TargetError when that is not possible.
+        """
         self.argv = tuple(argv)
+        become = become_user(user) if user is not None else None
         self.path = find_command(argv[0])
         """What is given to exec."""
         self._status: int | None = None
@@ -55,9 +62,7 @@ class HeldChild:
                 os.close(self._go)
                 os.close(self._failure)
                 signal_defaults(mask)
-                if allow is not None:
-                    allow()
-                _exec_when_told(self.path, self.argv, go, failure)
+                _exec_when_told(self.path, self.argv, go, failure, [f for f in (become, allow) if f is not None])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(go)
@@ -131,6 +136,25 @@ class HeldChild:
             setattr(self, name, -1)
 
 
+def become_user(name: str) -> Callable[[], object]:
+    """Return what a child must call to be this user, in groups and environment too.  Raises TargetError."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise TargetError(f"cannot run the command as {name}: there is no such user.") from None
+    if os.geteuid() != 0 and user.pw_uid != os.geteuid():
+        raise TargetError(f"cannot run the command as {name}: only root can become another user. Use sudo.")
+
+    def become() -> None:
+        if os.geteuid() == 0:
+            os.initgroups(name, user.pw_gid)
+            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+        os.environ.update(HOME=user.pw_dir, USER=name, LOGNAME=name, SHELL=user.pw_shell or "/bin/sh")
+
+    return become
+
+
 def yama_scope() -> int:
     """Return kernel.yama.ptrace_scope, 0 where there is no Yama (Documentation/admin-guide/LSM/Yama.rst)."""
     try:
@@ -158,11 +182,15 @@ def signal_defaults(mask: set[signal.Signals] | set[int | signal.Signals]) -> No
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _exec_when_told(path: str, argv: tuple[str, ...], go: int, failure: int) -> NoReturn:
+def _exec_when_told(
+    path: str, argv: tuple[str, ...], go: int, failure: int, prepare: Sequence[Callable[[], object]]
+) -> NoReturn:
     """Be the child: never returns into the caller's stack, whatever happens."""
     try:
         if os.read(go, 1) != _GO:
             os._exit(_ABANDONED)
+        for step in prepare:
+            step()
         try:
             os.execv(path, argv)  # noqa: S606  a tracer starts what it is told to
         except OSError as error:

@@ -35,6 +35,8 @@ class Doctor(Command):
             works = works or availability.ok
             if availability.ok:
                 write(f"{name:<8}works\n")
+                for note in availability.notes:
+                    write(f"{'':<8}{note}\n")
             else:
                 write(f"{name:<8}does not work: {availability.reason}\n")
                 write(f"{'':<8}remedy: {availability.remedy}\n")

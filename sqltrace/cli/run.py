@@ -24,6 +24,7 @@ class Run(Command):
     def configure(parser: argparse.ArgumentParser) -> None:
         """Declare the options."""
         tracing.add_options(parser)
+        parser.add_argument("-u", "--user", metavar="USER", help="run the command as this user")
         parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...", help="the command")
 
     @staticmethod

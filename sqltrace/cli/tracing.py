@@ -117,6 +117,7 @@ def backend_options(arguments: argparse.Namespace) -> Options:
         min_duration_ns=wanted.min_duration_ns,
         errors_only=wanted.errors_only,
         muting=wanted.about_text,
+        user=getattr(arguments, "user", None),
     )
 
 

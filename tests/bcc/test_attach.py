@@ -168,3 +168,50 @@ def test_no_such_process_is_one_sentence_and_125() -> None:
         [sys.executable, "-m", "sqltrace", "attach", "-p", "4194303"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (125, "sqltrace: there is no process 4194303.\n")
+
+
+def test_two_tracers_at_once_both_see_everything_and_do_not_disturb_each_other(tmp_path: Path) -> None:
+    def tracer(log: Path, pid: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            sqltrace_command("attach", "--backend", "bcc", "-p", str(pid), "-o", str(log)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    with writer(tmp_path, 6000) as process:
+        one = tracer(first, process.pid)
+        wait_for(lambda: first.exists() and first.read_bytes().count(b'"statement"') > 20)
+        two = tracer(second, process.pid)
+        wait_for(lambda: second.exists() and second.read_bytes().count(b'"statement"') > 20)
+        one.send_signal(signal.SIGINT)
+        _, errors = one.communicate(timeout=30)
+        assert one.returncode == 0, errors
+        seen = second.read_bytes().count(b'"statement"')
+        wait_for(lambda: second.read_bytes().count(b'"statement"') > seen + 50)
+        two.kill()
+        two.communicate()
+        wait_for(lambda: b"\xcc" not in code_of_step(process.pid)[:8])
+        assert process.poll() is None
+    rows = [e["bound_bytes"] - 8 for e in read_log(first) if e["event"] == "statement"]
+    assert rows == [(rows[0] + n) % 7 for n in range(len(rows))]
+    assert read_log(first)[-1]["hits"] == len(rows)
+    rows = [e["bound_bytes"] - 8 for e in read_log_so_far(second) if e["event"] == "statement"]  # type: ignore[operator]
+    assert rows == [(rows[0] + n) % 7 for n in range(len(rows))], "nothing is missing around the other's end"
+
+
+def test_two_tracers_hold_the_same_processes_and_both_see_their_first_statements(tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    script = "for n in 1 2 3 4 5; do sqlite3 :memory: \"SELECT $n\"; /usr/bin/python3 -Sc 'import sqlite3'; done"
+    command = sqltrace_command("run", "--backend", "bcc", "-o", str(inner), "--", "sh", "-c", script)
+    done = subprocess.run(
+        sqltrace_command("run", "--backend", "bcc", "-o", str(outer), "--", *command),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n2\n3\n4\n5\n"), done.stderr
+    for log in (inner, outer):
+        texts = [e["sql"] for e in read_log(log) if e["event"] == "statement" and e["comm"] == "sqlite3"]
+        assert texts == [f"SELECT {n}" for n in range(1, 6)], log.name

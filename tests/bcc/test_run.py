@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Traced
+from tests.conftest import Traced, read_log, sqltrace_command
 
 pytestmark = pytest.mark.bcc
 Trace = Callable[..., Traced]
@@ -174,3 +176,48 @@ def test_a_flood_that_overflows_the_ring_is_accounted_for(trace: Trace) -> None:
     assert t.end["emitted"] == len(t.statements)
     assert sum(e["count"] for e in t.named("lost") if e["type"] == "statement") == lost["statement", "ring_full"]
     assert [e["seq"] for e in t.events] == list(range(len(t.events)))
+
+
+def test_the_command_can_be_another_user_and_the_log_belongs_to_who_called_sudo(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = (
+        "import os, sqlite3; print(*os.getresuid(), *os.getresgid(), os.getgroups(), os.environ['USER']);"
+        "sqlite3.connect(':memory:').execute('SELECT 1')"
+    )
+    nobody = pwd.getpwnam("nobody")
+    done = subprocess.run(
+        sqltrace_command(
+            "run", "--backend", "bcc", "-u", "nobody", "-o", str(log), "--", "/usr/bin/python3", "-c", script
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"SUDO_UID": "12345", "SUDO_GID": "23456"},
+        cwd="/",
+    )
+    uid, gid = nobody.pw_uid, nobody.pw_gid
+    groups = os.getgrouplist("nobody", gid)
+    assert (done.returncode, done.stdout) == (0, f"{uid} {uid} {uid} {gid} {gid} {gid} {groups} nobody\n"), done.stderr
+    events = read_log(log)
+    assert [(e["sql"], e["uid"]) for e in events if e["event"] == "statement"] == [("SELECT 1", uid)]
+    info = log.stat()
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (12345, 23456, 0o600)
+
+
+def test_a_user_that_the_command_cannot_be_is_one_sentence() -> None:
+    def refusal(*prefix: str, user: str) -> str:
+        command = [*prefix, *sqltrace_command("run", "-q", "-u", user, "--backend", "bcc", "--", "true")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode in (125, 126)
+        return done.stderr
+
+    assert refusal(user="no-such-user") == "sqltrace: cannot run the command as no-such-user: there is no such user.\n"
+    frida = subprocess.run(
+        sqltrace_command("run", "--backend", "frida", "-u", "nobody", "--", "true"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert frida.returncode == 125
+    assert "Run sqltrace as that user, or use bcc" in frida.stderr
+    assert "Operation not permitted" in refusal("setpriv", "--bounding-set", "-setuid", user="nobody")
