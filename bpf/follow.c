@@ -6,7 +6,7 @@
 #define DAWDLE 4096 /* bytes copied between two looks, only to pass the time: 33 x 2000 x 0.5 us */
 
 /* What became of a thread that waits for us; sqltrace/backends/bcc/holder.py has the same list. */
-enum { HOLD_WAITING, HOLD_TAKEN, HOLD_STOPPED };
+enum { HOLD_WAITING, HOLD_TAKEN };
 
 struct hold {
   u64 since;
@@ -24,7 +24,8 @@ struct hold_options {
   u32 pad;
 };
 
-BPF_HASH(held, u32, struct hold, 4096); /* by thread */
+BPF_HASH(held, u32, struct hold, 4096); /* by thread; once made, only the holder changes it */
+BPF_HASH(stopped, u32, u32, 4096);      /* threads whose process we stopped by a signal -> tgid; the holder reads it */
 BPF_HASH(chosen, u64, u8, 64); /* inode numbers of files whose processes are followed */
 BPF_RINGBUF_OUTPUT(holds, 1);           /* wakes the holder; it reads `held` */
 BPF_ARRAY(hold_options, struct hold_options, 1);
@@ -32,11 +33,26 @@ BPF_ARRAY(dawdles, struct dawdle, 1);
 BPF_PROG_ARRAY(exec_tails, 1);
 BPF_PROG_ARRAY(loader_tails, 1);
 
-/* BPF's last resort; seen by the parent: a shell takes the terminal back. */
-static __always_inline void stop_by_signal(struct hold *h)
+/* Whether the current thread waits for the holder.  Looked up anew each time: an update makes a new element. */
+static __always_inline struct hold *waiting(void)
 {
-  h->state = HOLD_STOPPED;
-  bpf_send_signal(SIGSTOP);
+  u32 tid = bpf_get_current_pid_tgid();
+  struct hold *h = held.lookup(&tid);
+  return h && *(volatile u32 *)&h->state == HOLD_WAITING ? h : 0;
+}
+
+/*
+ * BPF's last resort; seen by the parent: a shell takes the terminal back.  The holder first ends the wait and then looks
+ * at `stopped`, we the other way round, so that one of us sees what the other did.
+ */
+static __always_inline void stop_by_signal(void)
+{
+  u32 tid = bpf_get_current_pid_tgid(), tgid = bpf_get_current_pid_tgid() >> 32;
+  stopped.update(&tid, &tgid);
+  if (waiting())
+    bpf_send_signal(SIGSTOP);
+  else
+    stopped.delete(&tid);
 }
 
 /* Says that the process has mapped code.  Returns 0 when user space will hear of it. */
@@ -83,20 +99,19 @@ static __always_inline int ask_for_hold(u32 tgid)
 /* Passes the time until the holder has come.  Returns 1 when it has not, and there is time left. */
 static __always_inline int still_waiting(void)
 {
-  u32 tid = bpf_get_current_pid_tgid();
   int zero = 0;
-  struct hold *h = held.lookup(&tid);
   struct dawdle *d = dawdles.lookup(&zero);
   struct hold_options *o = hold_options.lookup(&zero);
-  if (!h || !d || !o)
+  if (!d || !o)
     return 0;
 #pragma clang loop unroll(disable)
   for (u32 i = 0; i < SPINS; i++) {
     asm volatile("" : "+r"(i));
-    if (*(volatile u32 *)&h->state != HOLD_WAITING)
+    struct hold *h = waiting();
+    if (!h)
       return 0;
     if (bpf_ktime_get_ns() - h->since >= o->patience_ns) {
-      stop_by_signal(h);
+      stop_by_signal();
       return 0;
     }
     bpf_probe_read_kernel(d->to, DAWDLE, d->from);
@@ -107,10 +122,8 @@ static __always_inline int still_waiting(void)
 /* After the last tail call that the kernel allows. */
 static __always_inline void give_up(void)
 {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct hold *h = held.lookup(&tid);
-  if (h && *(volatile u32 *)&h->state == HOLD_WAITING)
-    stop_by_signal(h);
+  if (waiting())
+    stop_by_signal();
 }
 
 int loader_waits(struct pt_regs *ctx)
@@ -207,6 +220,7 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
     return 0;
   threads.delete(&id);
   held.delete(&tid);
+  stopped.delete(&tid);
   if (tid != tgid)
     return 0;
   current_follow();

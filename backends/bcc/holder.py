@@ -9,7 +9,7 @@ thread leaves the kernel.  (docs/decisions/0006)
 
 Where ptrace is not possible, because a debugger is there already, we stop the process by SIGSTOP and continue it.
 All holds end when this process dies, and when the tracer dies this process ends them.
-Started as `python -m sqltrace.backends.bcc.holder MAP_FD RING_FD SOCKET_FD`.
+Started as `python -m sqltrace.backends.bcc.holder HELD_FD STOPPED_FD RING_FD SOCKET_FD`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ _EXIST = 2
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _HOLD = struct.Struct("=QII")
 """struct hold in bpf/follow.c: since, state, tgid."""
-_WAITING, _TAKEN, _STOPPED = 0, 1, 2
+_WAITING, _TAKEN = 0, 1
+_PID = struct.Struct("=I")
 
 _PATIENCE = 2.0
 """Seconds; the dead tracer's probes, which ask for holds, are gone after about half a second."""
 _MESSAGE = struct.Struct("=I")
 _TURN = 0.02
+_ON_ITS_WAY = 0.2
+"""Seconds that a hook may need between its decision to stop a process and the signal."""
 _NO_CPU = 2**32 - 1
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
@@ -47,10 +50,10 @@ _MCL_CURRENT, _MCL_FUTURE = 1, 2
 class Holder:
     """The tracer's handle of the helper process."""
 
-    def __init__(self, map_fd: int, ring_fd: int) -> None:
+    def __init__(self, held_fd: int, stopped_fd: int, ring_fd: int) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            fds = (map_fd, ring_fd, theirs.fileno())
+            fds = (held_fd, stopped_fd, ring_fd, theirs.fileno())
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sqltrace.backends.bcc.holder", *map(str, fds)],
                 pass_fds=fds,
@@ -77,30 +80,37 @@ class Holder:
 
 
 class _Map:
-    """The BPF map of holds."""
+    """A BPF map whose keys are threads."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, value: struct.Struct) -> None:
         self._fd = fd
+        self._format = value
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._number = _SYSCALL[os.uname().machine]
         self._key = ctypes.create_string_buffer(4)
-        self._value = ctypes.create_string_buffer(_HOLD.size)
+        self._value = ctypes.create_string_buffer(value.size)
 
     def _call(self, command: int, key: int, value: int, flags: int = 0) -> bool:
         attributes = ctypes.create_string_buffer(struct.pack("=I4xQQQ", self._fd, key, value, flags), 32)
         return int(self._libc.syscall(self._number, command, attributes, 32)) == 0
 
-    def get(self, tid: int) -> tuple[int, int, int] | None:
+    def get(self, tid: int) -> tuple[int, ...] | None:
         self._key.raw = _MESSAGE.pack(tid)
         if not self._call(_LOOKUP, ctypes.addressof(self._key), ctypes.addressof(self._value)):
             return None
-        since, state, tgid = _HOLD.unpack(self._value.raw)
-        return since, state, tgid
+        return self._format.unpack(self._value.raw)
 
-    def set(self, tid: int, value: tuple[int, int, int]) -> None:
+    def set(self, tid: int, *value: int) -> None:
+        """Change a value that is there."""
         self._key.raw = _MESSAGE.pack(tid)
-        self._value.raw = _HOLD.pack(*value)
+        self._value.raw = self._format.pack(*value)
         self._call(_UPDATE, ctypes.addressof(self._key), ctypes.addressof(self._value), _EXIST)
+
+    def add(self, tid: int, *value: int) -> None:
+        """Set a value, there or not."""
+        self._key.raw = _MESSAGE.pack(tid)
+        self._value.raw = self._format.pack(*value)
+        self._call(_UPDATE, ctypes.addressof(self._key), ctypes.addressof(self._value))
 
     def delete(self, tid: int) -> None:
         self._key.raw = _MESSAGE.pack(tid)
@@ -120,8 +130,11 @@ class _Map:
 class _Holding:
     """The helper's work: who is held, and how.  Nothing here may block: hooks wait for us."""
 
-    def __init__(self, holds: _Map) -> None:
-        self._holds = holds
+    def __init__(self, held: _Map, stopped: _Map) -> None:
+        self._held = held
+        self._signalled = stopped
+        self._continue: dict[int, float] = {}
+        """Processes that were stopped by a signal, which may still be on its way -> until when to continue them."""
         self._running: set[int] = set()
         """Threads that were asked to stop and have not yet."""
         self._stopped: dict[int, int] = {}
@@ -131,16 +144,15 @@ class _Holding:
 
     def take(self) -> None:
         """Take the threads that wait."""
-        for tid in self._holds.tids():
-            value = self._holds.get(tid)
+        for tid in self._held.tids():
+            value = self._held.get(tid)
             if value is None or value[1] != _WAITING:
                 continue
-            if self._seize(tid):
-                self._holds.set(tid, (value[0], _TAKEN, value[2]))
-            else:
-                self._holds.set(tid, (value[0], _STOPPED, value[2]))
+            if not self._seize(tid):
+                self._signalled.add(tid, value[2])
                 with contextlib.suppress(OSError):
                     os.kill(value[2], signal.SIGSTOP)
+            self._held.set(tid, value[0], _TAKEN, value[2])
 
     def _seize(self, tid: int) -> bool:
         try:
@@ -181,26 +193,39 @@ class _Holding:
                 self._released.add(tid)
                 self.arrived()
                 return
-        value = self._holds.get(tid)
-        if value is None:
-            return
-        if value[1] == _WAITING:
-            self._holds.set(tid, (value[0], _TAKEN, value[2]))
-        elif value[1] == _STOPPED:
+        self._held.delete(tid)  # before the look at the other map: bpf/follow.c, stop_by_signal
+        value = self._signalled.get(tid)
+        if value is not None:
+            self._signalled.delete(tid)
+            self._continue[value[0]] = time.monotonic() + _ON_ITS_WAY
+            self.go_on()
+
+    def go_on(self) -> float | None:
+        """Continue the processes that were stopped by a signal; return when to do so again, in seconds."""
+        for pid, end in list(self._continue.items()):
             with contextlib.suppress(OSError):
-                os.kill(value[2], signal.SIGCONT)
-        self._holds.delete(tid)
+                if _is_stopped(pid):
+                    os.kill(pid, signal.SIGCONT)
+                    self._continue.pop(pid)
+            if time.monotonic() > end:
+                self._continue.pop(pid, None)
+        return _TURN if self._continue else None
 
     def release_all(self) -> None:
         """Let everything go on."""
         self.arrived()
-        for tid in {*self._running, *self._stopped, *self._holds.tids()}:
+        for tid in {*self._running, *self._stopped, *self._held.tids(), *self._signalled.tids()}:
             self.release(tid)
 
     @property
     def idle(self) -> bool:
         """Whether nobody is held."""
-        return not (self._running or self._stopped)
+        return not (self._running or self._stopped or self._continue)
+
+
+def _is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return stream.read().rpartition(b") ")[2][:1] in (b"T", b"t")
 
 
 class _Bell:
@@ -231,8 +256,8 @@ def _hurry() -> int:
 
 def main() -> None:
     """Hold and release, until the tracer dismisses us or dies."""
-    map_fd, ring_fd, socket_fd = map(int, sys.argv[1:4])
-    holding = _Holding(_Map(map_fd))
+    held_fd, stopped_fd, ring_fd, socket_fd = map(int, sys.argv[1:5])
+    holding = _Holding(_Map(held_fd, _HOLD), _Map(stopped_fd, _PID))
     bell = _Bell(ring_fd)
     tracer = socket.socket(fileno=socket_fd)
     child_fd, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -243,7 +268,7 @@ def main() -> None:
         poll.register(fd, select.EPOLLIN)
     tracer.send(_MESSAGE.pack(_hurry()))
     while True:
-        ready = {fd for fd, _ in poll.poll()}
+        ready = {fd for fd, _ in poll.poll(holding.go_on())}
         if ring_fd in ready:
             bell.hush()
             holding.take()
@@ -262,6 +287,7 @@ def main() -> None:
         poll.poll(_TURN)
         bell.hush()
         holding.release_all()
+        holding.go_on()
 
 
 if __name__ == "__main__":

@@ -39,8 +39,11 @@ def check() -> Availability:
         )
     capabilities = _effective_capabilities()
     if not capabilities >> _CAP_SYS_ADMIN & 1:
-        who = "root here lacks" if os.geteuid() == 0 else "placing uprobes needs root, or"
-        return Availability(False, f"{who} the capability CAP_SYS_ADMIN", f"run it with sudo, or {_FRIDA}")
+        if capabilities and os.geteuid() == 0:
+            what = "root here lacks the capability CAP_SYS_ADMIN"
+        else:
+            what = "placing uprobes needs root (CAP_SYS_ADMIN)"
+        return Availability(False, what, f"run it with sudo, or {_FRIDA}")
     missing = _missing_in_kernel()
     if missing is not None:
         return missing

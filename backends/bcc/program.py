@@ -142,6 +142,11 @@ class ProbeObject:
         return int(self._bpf["held"].map_fd)
 
     @property
+    def stopped_fd(self) -> int:
+        """Descriptor of the map of threads whose process a hook stopped by a signal."""
+        return int(self._bpf["stopped"].map_fd)
+
+    @property
     def holds_fd(self) -> int:
         """Descriptor of the ring that says when a thread begins to wait."""
         return int(self._bpf["holds"].map_fd)

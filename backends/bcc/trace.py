@@ -44,7 +44,7 @@ class BccTrace:
         self._file = ChosenFile(scope.exe) if scope.exe else None
         self._object = ProbeObject(options, everyone=scope.everyone, files=self._file is not None)
         self._ring = RingBuffer(self._object.ring_fd, options.ring_bytes)
-        self._holder = Holder(self._object.held_fd, self._object.holds_fd)
+        self._holder = Holder(self._object.held_fd, self._object.stopped_fd, self._object.holds_fd)
         self._object.hold_by(self._holder.cpu)
         self._pids: set[int] = set()
         self._seen: set[Inode] = set()

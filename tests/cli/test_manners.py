@@ -141,7 +141,7 @@ def test_without_bcc_the_sentence_names_the_package(
 def test_without_root_the_sentence_says_sudo_or_frida(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sqltrace.backends.bcc._effective_capabilities", lambda: 0)
+    monkeypatch.setattr("sqltrace.backends.bcc.preflight._effective_capabilities", lambda: 0)
     assert main(["run", "--backend", "bcc", "--", "true"]) == 125
     error = capsys.readouterr().err
     assert "sudo" in error
@@ -158,10 +158,11 @@ def test_doctor_says_that_both_backends_work_here() -> None:
 
 
 def test_doctor_names_reason_and_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sqltrace.backends.bcc._effective_capabilities", lambda: 0)
+    monkeypatch.setattr("sqltrace.backends.bcc.preflight._effective_capabilities", lambda: 0)
     main(["doctor"])
     assert (
-        "bcc     does not work: placing uprobes needs root\n        remedy: run it with sudo" in capsys.readouterr().out
+        "bcc     does not work: placing uprobes needs root (CAP_SYS_ADMIN)\n        remedy: run it with sudo"
+        in capsys.readouterr().out
     )
 
 
