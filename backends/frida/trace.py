@@ -66,7 +66,8 @@ class FridaTrace:
         # Before there are other threads: a fork copies only one.  Frida's helper is no ancestor of the command.
         if self._options.user is not None:
             raise TargetError(
-                "the frida backend does not run commands as another user. Run sqltrace as that user, or use bcc as root."
+                "the frida backend does not run commands as another user. "
+                "Run sqltrace as that user, or use bcc as root."
             )
         child = self._child = HeldChild(argv, any_tracer=True)
         try:
