@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sqltrace.events.model import Process
 from sqltrace.events.wire import Record
@@ -154,6 +154,19 @@ class Trace(Protocol):
 
         Executions still running then come as statements with END_DETACH.  Calling it twice does nothing more.
         """
+
+
+TraceT = TypeVar("TraceT", bound=Trace)
+
+
+def started(trace: TraceT, begin: Callable[[TraceT], object]) -> TraceT:
+    """Begin an observation and return it; what was placed until then is removed when that fails."""
+    try:
+        begin(trace)
+    except BaseException:
+        trace.detach()
+        raise
+    return trace
 
 
 class Backend(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqltrace.backends.base import Availability, Options, Resolve, Trace
+from sqltrace.backends.base import Availability, Options, Resolve, Trace, started
 from sqltrace.backends.bcc.preflight import check
 from sqltrace.backends.bcc.scope import Scope
 from sqltrace.backends.bcc.trace import BccTrace
@@ -51,31 +51,15 @@ class BccBackend:
 
     def run(self, argv: Sequence[str], resolve: Resolve, options: Options) -> Trace:
         """Start a command under observation."""
-        trace = self._trace(resolve, options)
-        try:
-            trace.launch(argv)
-        except BaseException:
-            trace.detach()
-            raise
-        return trace
+        return started(self._trace(resolve, options), lambda trace: trace.launch(argv))
 
     def watch(self, exe: str | None, resolve: Resolve, options: Options) -> Trace:
         """Observe every process of a file, or everything."""
-        trace = self._trace(resolve, options, Scope(everyone=exe is None, exe=exe))
-        try:
-            trace.search()
-        except BaseException:
-            trace.detach()
-            raise
-        return trace
+        return started(
+            self._trace(resolve, options, Scope(everyone=exe is None, exe=exe)), lambda trace: trace.search()
+        )
 
     def attach(self, pids: Sequence[int], resolve: Resolve, options: Options) -> Trace:
         """Join running processes."""
         _require_sqlite(pids, resolve)
-        trace = self._trace(resolve, options)
-        try:
-            trace.join(pids)
-        except BaseException:
-            trace.detach()
-            raise
-        return trace
+        return started(self._trace(resolve, options), lambda trace: trace.join(pids))

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from sqltrace.backends.base import Availability, Options, Resolve, Trace
+from sqltrace.backends.base import Availability, Options, Resolve, Trace, started
 from sqltrace.backends.frida.client import check
 from sqltrace.backends.frida.trace import FridaTrace
 from sqltrace.errors import BackendError, BackendUnavailableError
@@ -40,23 +40,11 @@ class FridaBackend:
 
     def run(self, argv: Sequence[str], resolve: Resolve, options: Options) -> Trace:
         """Start a command under observation."""
-        trace = self._trace(resolve, options)
-        try:
-            trace.launch(argv)
-        except BaseException:
-            trace.detach()
-            raise
-        return trace
+        return started(self._trace(resolve, options), lambda trace: trace.launch(argv))
 
     def attach(self, pids: Sequence[int], resolve: Resolve, options: Options) -> Trace:
         """Join running processes."""
-        trace = self._trace(resolve, options)
-        try:
-            trace.join(pids)
-        except BaseException:
-            trace.detach()
-            raise
-        return trace
+        return started(self._trace(resolve, options), lambda trace: trace.join(pids))
 
     def watch(self, exe: str | None, resolve: Resolve, options: Options) -> Trace:  # noqa: ARG002 - the contract's
         """Refuse: Frida enters processes one by one, and cannot know of new ones in time."""

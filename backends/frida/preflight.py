@@ -7,12 +7,12 @@ is traced already, or belongs to somebody else, gives errors that do not say so.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 
 from sqltrace.backends.elf_file import ElfFile
 from sqltrace.backends.launch.held import yama_scope
+from sqltrace.backends.proc_maps import comm
 from sqltrace.errors import NotAnImageError, TargetError
 
 _CAP_SYS_PTRACE = 19
@@ -57,7 +57,7 @@ def refuse_process(pid: int) -> None:
     own = _status("/proc/self/status")
     owner, tracer = int(status["Uid"][1]), int(status["TracerPid"][0])
     if tracer:
-        raise TargetError(f"cannot attach to pid {pid}: process {tracer} ({_comm(tracer)}) traces it already.")
+        raise TargetError(f"cannot attach to pid {pid}: process {tracer} ({comm(tracer)}) traces it already.")
     if yama_scope() and not int(own["CapEff"][0], 16) >> _CAP_SYS_PTRACE & 1:
         raise TargetError(
             f"cannot attach to pid {pid}: this system lets only root attach (kernel.yama.ptrace_scope is "
@@ -85,12 +85,6 @@ def _status(path: str) -> dict[str, list[str]]:
     with open(path, encoding="utf-8", errors="replace") as stream:
         lines = (line.partition(":") for line in stream)
         return {name: value.split() or [""] for name, _, value in lines}
-
-
-def _comm(pid: int) -> str:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-        return stream.read().strip()
-    return "?"
 
 
 def _user(uid: int) -> str:

@@ -25,6 +25,7 @@ from sqltrace.backends.frida.wire import Message
 from sqltrace.backends.launch.command import find_command, interpreted_by
 from sqltrace.backends.launch.entry import stop_at_entry
 from sqltrace.backends.launch.held import HeldChild
+from sqltrace.backends.proc_maps import no_sqlite
 from sqltrace.errors import BackendError, NoSQLiteError, SqltraceError, TargetError
 from sqltrace.events.enrich import read_process
 
@@ -99,11 +100,7 @@ class FridaTrace:
         for pid in pids:
             refuse_process(pid)
         if not any(self._holds_sqlite(pid) for pid in pids):
-            names = ", ".join(f"{pid} ({_comm(pid)})" for pid in pids)
-            raise NoSQLiteError(
-                f"no SQLite in process {names}: none of the files it has mapped holds any. "
-                "If it is loaded later, start the program with sqltrace run."
-            )
+            raise no_sqlite(pids)
         worker = self._start_worker()
         for pid in dict.fromkeys(pids):
             self._add([read_process(pid)])
@@ -301,11 +298,3 @@ class FridaTrace:
         with self._lock:
             items, self._pending = self._pending, []
         return items
-
-
-def _comm(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-            return stream.read().strip()
-    except OSError:
-        return "?"
