@@ -12,7 +12,7 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -166,18 +166,26 @@ class Session:
         if self._limits.statements is not None:
             statements = islice(statements, max(self._limits.statements - self.totals.statements, 0))
         before = self.totals.statements
-        self._guarded(lambda: self._sink.statements(self._counting(statements)))
+        counted = self._counting(statements)
+        self._guarded(lambda: self._sink.statements(counted))
+        counted.close()
         self.totals.filtered += len(batch) - (self.totals.statements - before)
         self._full = self._limits.statements is not None and self.totals.statements >= self._limits.statements
 
-    def _counting(self, statements: Iterator[Statement]) -> Iterator[Statement]:
-        for statement in statements:
-            self.totals.statements += 1
-            prepared = statement.prepared
-            # Statement.internal, inline: this is done for every execution
-            if statement.flags & NESTED or (prepared.sql is None and not prepared.lost):
-                self.totals.internal += 1
-            yield statement
+    def _counting(self, statements: Iterator[Statement]) -> Generator[Statement, None, None]:
+        """Pass the executions on; when closed, add how many there were."""
+        count = internal = 0
+        try:
+            for statement in statements:
+                count += 1
+                prepared = statement.prepared
+                # Statement.internal, inline: this is done for every execution
+                if statement.flags & NESTED or (prepared.sql is None and not prepared.lost):
+                    internal += 1
+                yield statement
+        finally:
+            self.totals.statements += count
+            self.totals.internal += internal
 
     def _probed(self, item: Probed) -> None:
         r = item.resolution

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Final
+
+_SECOND: Final = 1_000_000_000
 
 
 class Clock:
@@ -25,13 +28,13 @@ class Timestamps:
     """Formats wall times; the seconds' part is made once per second."""
 
     def __init__(self) -> None:
-        self._second = -1
+        self._start = self._end = 0
         self._text = ""
 
     def format(self, wall_ns: int) -> str:
         """Return `2026-11-21T01:22:58.123456789Z`."""
-        second, rest = divmod(wall_ns, 1_000_000_000)
-        if second != self._second:
-            self._second = second
+        if not self._start <= wall_ns < self._end:
+            second = wall_ns // _SECOND
+            self._start, self._end = second * _SECOND, (second + 1) * _SECOND
             self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._text}.{rest:09d}Z"
+        return f"{self._text}.{wall_ns - self._start:09d}Z"
