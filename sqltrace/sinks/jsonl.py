@@ -89,18 +89,8 @@ class JsonLines:
             if name is None:
                 name = names[rc] = rc_name(rc)
             # The counters of a statement are the same again and again: not worth eight numbers each time.
-            known = (
-                prepared.sql is None,
-                prepared.lost,
-                flags,
-                scans,
-                sorts,
-                indexes,
-                vm_steps,
-                reprepares,
-                hits,
-                misses,
-            )
+            counters = (scans, sorts, indexes, vm_steps, reprepares, hits, misses)
+            known = (prepared.sql is None, prepared.lost, flags, counters)
             tail = tails.get(known)
             if tail is None:
                 if len(tails) >= _MOST_TAILS:
