@@ -20,7 +20,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +71,7 @@ class Inhabited:
     note: int = 0
     """Where in the process it is noted for those who come after us."""
     gone: bool = False
+    farewell: Farewell | None = None
 
     def remember(self, base: str, addresses: list[str], layout: str, patches: list[dict[str, str]]) -> None:
         """Take note of a module's hooks."""
@@ -105,9 +105,8 @@ class Worker:
                 self._leave(process)
         for process in self._lingering:
             with contextlib.suppress(Exception):
-                while _stopped(process.pid):
+                while _stopped(process.pid) or not self._part(process):
                     time.sleep(_LINGER)
-                self._part(process)
                 _wait_untraced(process.pid)
 
     @functools.cached_property
@@ -277,22 +276,44 @@ class Worker:
         _wait_untraced(process.pid)
 
     def _part(self, process: Inhabited) -> bool:
-        """Take leave of the agent; False when that cannot be because the process is stopped.
+        """Take leave of the agent; False when that is not done because the process is stopped.
 
-        The agent stays: a thread may still be in a hook, waiting for SQLite, and must find it when it returns.
+        On a thread of its own: the agent of a process that somebody stops meanwhile answers when it goes on.
         """
-        if _stopped(process.pid):
-            return False
-        try:
-            with _limited():
-                process.script.exports_sync.fall_silent()
-                process.script.eternalize()
-                process.session.detach()
-        except Exception:
+        if process.farewell is None:
             if _stopped(process.pid):
                 return False
-            raise
+            process.farewell = Farewell(process.script, process.session)
+            process.farewell.start()
+        end = time.monotonic() + _PATIENCE
+        while process.farewell.is_alive() and time.monotonic() < end and _state(process.pid) not in "ZX":
+            process.farewell.join(_LINGER)
+            if process.farewell.is_alive() and _stopped(process.pid):
+                return False
+        if process.farewell.is_alive() and _state(process.pid) not in "ZX":
+            raise BackendError("Frida does not take leave")
+        if process.farewell.error is not None:
+            raise process.farewell.error
         return True
+
+
+class Farewell(threading.Thread):
+    """Takes leave of an agent, which stays: a thread may still be in a hook, and must find it when SQLite returns."""
+
+    def __init__(self, script: Any, session: Any) -> None:
+        super().__init__(name="farewell", daemon=True)
+        self._script = script
+        self._session = session
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Ask the agent for no more questions, and go."""
+        try:
+            self._script.exports_sync.fall_silent()
+            self._script.eternalize()
+            self._session.detach()
+        except Exception as error:  # told by who waits for us
+            self.error = error
 
 
 def _state(pid: int) -> str:
@@ -317,19 +338,6 @@ def _wait_untraced(pid: int) -> None:
                 if "TracerPid:\t0\n" in stream.read():
                     return
             time.sleep(0.001)
-
-
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    """Context in which Frida's calls are cancelled when they last too long: nothing may stand still for ever."""
-    cancellable = importlib.import_module("frida").Cancellable()
-    timer = threading.Timer(_PATIENCE, cancellable.cancel)
-    timer.start()
-    try:
-        with cancellable:
-            yield
-    finally:
-        timer.cancel()
 
 
 def check() -> int:

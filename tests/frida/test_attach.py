@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -247,12 +248,33 @@ def test_a_process_that_was_stopped_meanwhile_stays_stopped_and_gets_its_code_ba
         items = list(trace.drain(0.1))
         patched = code_of(process.pid, items)
         process.send_signal(signal.SIGSTOP)
-        time.sleep(0.2)  # stopped in the very moment of detach: docs/limits.md
+        time.sleep(0.2)
         items += trace.detach()
         assert state_of(process.pid) == "T"
         assert code_of(process.pid, items) != patched
         process.send_signal(signal.SIGCONT)
         time.sleep(0.2)
+        out, code = finish(process)
+        assert out.startswith("fine ")
+        assert code == 7
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.04])
+def test_a_process_that_is_stopped_in_the_moment_we_leave_is_left_all_the_same(delay: float) -> None:
+    with running(busy(), "4") as process:
+        trace = FridaBackend().attach([process.pid], sqlite_in, Options())
+        items = list(trace.drain(0.1))
+        patched = code_of(process.pid, items)
+        timer = threading.Timer(delay, process.send_signal, [signal.SIGSTOP])
+        timer.start()
+        begun = time.monotonic()
+        items += trace.detach()
+        assert time.monotonic() - begun < 20  # Frida's answer was waited for once, for 40 s
+        timer.join()
+        time.sleep(0.05)
+        assert state_of(process.pid) == "T"
+        assert code_of(process.pid, items) != patched
+        process.send_signal(signal.SIGCONT)
         out, code = finish(process)
         assert out.startswith("fine ")
         assert code == 7
