@@ -74,6 +74,12 @@ def untouched(pid: int, patches: Sequence[Patch]) -> bool:
         return all(_holds(memory, patch.address, patch.original) for patch in patches)
 
 
+def in_place(pid: int, patches: Sequence[Patch]) -> bool:
+    """Whether any of the patches is there."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        return any(_holds(memory, patch.address, patch.patched) for patch in patches)
+
+
 def _holds(memory: RawIOBase, address: int, code: bytes) -> bool:
     try:
         memory.seek(address)

@@ -38,6 +38,9 @@ _BLIND: Final = (
 EXEC_NOT_FOLLOWED: Final = "process {pid} has called exec, and the frida backend does not follow it there."
 _LAST_WORDS: Final = 0.05
 """Seconds for hooks that were writing when the ring was shut."""
+_SCHEDULED_AT_LAST: Final = 1.0
+"""Seconds more where the books say that one has not: its thread may wait for a processor."""
+_SHORT: Final = 0.002
 
 
 @dataclass(slots=True)
@@ -79,6 +82,8 @@ class Observed:
         self._handled: set[Inode] = set()
         self._suspects: set[Inode] = set()
         self._unfinished = 0
+        self._taken = 0
+        self._last_hits: int | None = None
         self._left = False
         self._revived = False
         self._replaced = False
@@ -260,6 +265,7 @@ class Observed:
         items: list[Item] = []
         for record in records:
             if isinstance(record, np.ndarray):
+                self._taken += len(record)
                 for pid in np.unique(record["pid"]).tolist():
                     items += self._met(pid)
             elif isinstance(record, (Text, Database)):
@@ -318,6 +324,8 @@ class Observed:
 
     def hits(self) -> int:
         """Return how many ends of executions a hook saw, or we told in its place."""
+        if self._last_hits is not None:
+            return self._unfinished + self._last_hits
         return self._unfinished + (self._ring.hits() if self._ring is not None else 0)
 
     def lost(self) -> dict[tuple[str, str], int]:
@@ -343,17 +351,31 @@ class Observed:
         if self._ring is not None:
             self._ring.shut()
             end = time.monotonic() + _LAST_WORDS
-            while records := self._ring.read(dead=time.monotonic() > end):
+            while (records := self._ring.read(dead=time.monotonic() > end)) or self._is_owed_words(end):
                 items += self._take(records)
             if not self._ring.empty:
                 time.sleep(_LAST_WORDS)
                 while not self._ring.empty:
                     items += self._take(self._ring.read(dead=True))
+                # A thread that was late with both: its execution was told, so its hit counts.
+                lost = self._ring.lost().get(("statement", "ring_full"), 0)
+                self._last_hits = max(self._last_hits or 0, self._taken + lost)
             items += self._unended(End.DETACH, None)
             self._ring.close()
         for member in self._members.values():
             member.close()
         return items
+
+    def _is_owed_words(self, end: float) -> bool:
+        """Whether a hook has counted an execution and not yet written it; waits a little where it may do so still."""
+        if self._ring is None:
+            return False
+        lost = self._ring.lost().get(("statement", "ring_full"), 0)
+        self._last_hits = self._ring.hits()  # what a thread counts after this moment is none of ours
+        if self._last_hits <= self._taken + lost or time.monotonic() > end + _SCHEDULED_AT_LAST:
+            return False
+        time.sleep(_SHORT)
+        return True
 
     def _restore_child(self, pid: int) -> list[Item]:
         try:

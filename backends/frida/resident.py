@@ -23,10 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqltrace.backends.frida.freeze import Freeze, Patch, untouched, write_code
+from sqltrace.backends.frida.freeze import Freeze, Patch, in_place, untouched, write_code
 from sqltrace.backends.frida.sources import agent_script, hooks_source
 from sqltrace.backends.launch import ptrace
 from sqltrace.backends.ring import HEADER_BYTES, MAGIC, Geometry
+from sqltrace.errors import BackendError
 
 _MAPPING: Final = b"/memfd:sqltrace"
 _NOTE_AT: Final = 512
@@ -131,6 +132,8 @@ def revive(pid: int, found: Resident, patches: Sequence[Patch], slots: int, exec
     Returns the ring's descriptor, ours; None when the process is not as we left it.  Raises OSError, BackendError.
     """
     geometry = Geometry(slots, executions)
+    if in_place(pid, patches):
+        raise BackendError("another sqltrace observes it already. End that first.")
     if geometry.size > found.size or _has_seccomp(pid) or not untouched(pid, patches):
         return None
     gate = _syscall_instruction(pid)

@@ -381,6 +381,15 @@ def test_a_process_that_is_traced_already_is_refused() -> None:
             strace.terminate()
 
 
+def test_a_process_that_sqltrace_observes_already_is_refused() -> None:
+    with running(busy(), "2") as process:
+        trace = FridaBackend().attach([process.pid], sqlite_in, Options())
+        with pytest.raises(TargetError, match="another sqltrace observes it already"):
+            FridaBackend().attach([process.pid], sqlite_in, Options())
+        assert len(statements([*trace.drain(0.2), *trace.detach()])) > 10
+        assert finish(process)[1] == 7
+
+
 def test_a_pid_that_does_not_exist_is_said_so() -> None:
     with pytest.raises(TargetError, match=r"there is no process 4194303\."):
         FridaBackend().attach([4194303], sqlite_in, Options())
