@@ -1,6 +1,6 @@
 # make demo   sets everything up and traces a real `fossil new a`
 # make test   sets everything up and runs the tests
-# make test-all  the same with 60 more builds of SQLite for the resolver, half a minute each
+# make test-all  the same with 59 more builds of SQLite for the resolver, half a minute each
 # make fuzz   feeds the readers of files with mutations for a minute each (FUZZ_SECONDS=600 FUZZ="elf macho")
 # make lint   ruff, the formatter and mypy
 # make bench  prints the benchmark tables

@@ -19,6 +19,10 @@ from sqltrace.resolve.code import Branches, Reference, code_of
 from sqltrace.resolve.image import Addresses, Bytes, Image, Mask
 
 _LARGE: Final = 16000
+_LONGEST: Final = 16
+"""No instruction has more bytes."""
+_MOST_CHECKED: Final = 2 << 20
+"""Bytes of code, a second or two: SQLite has no more, and strangers' files may have any number of calls."""
 
 
 def find_references(image: Image, targets: Iterable[int]) -> list[Reference]:
@@ -122,7 +126,37 @@ class CallGraph:
             here = (called > address) & (called < address + len(code))
             target, times = called[here], count[here]
             found.append(target[self._code.may_start(address, code, target, times)])
-        return np.concatenate(found)
+        return self._really_called(np.concatenate((starts, *found)), np.concatenate(found))
+
+    def _really_called(self, starts: Addresses, guessed: Addresses) -> Addresses:
+        """Return the guessed starts without those whose only call lies within an instruction, and so is none.
+
+        A loop's head may be aligned like a function and stand behind a zero; taken for a start, it would part one.
+        """
+        starts = np.sort(starts)
+        order = np.argsort(self._targets[self._is_call], kind="stable")
+        sites, targets = self._sites[self._is_call][order], self._targets[self._is_call][order]
+        first, behind = np.searchsorted(targets, guessed), np.searchsorted(targets, guessed, "right")
+        once = np.flatnonzero(behind - first == 1)
+        sites = sites[first[once]]
+        callers = np.searchsorted(starts, sites, "right") - 1
+        callers -= (callers >= 0) & (starts[callers] == guessed[once])
+        near = np.flatnonzero((callers >= 0) & (sites - starts[callers] < _LARGE))
+        near = near[np.argsort(callers[near], kind="stable")]
+        keep = np.ones(len(guessed), bool)
+        budget = _MOST_CHECKED
+        for here in np.split(near, np.flatnonzero(np.diff(callers[near])) + 1) if len(near) else ():
+            start, end = int(starts[callers[here[0]]]), int(sites[here].max()) + _LONGEST
+            budget -= end - start
+            if budget < 0:
+                break
+            reached = np.array(sorted(self._code.reachable(start, end)), np.int64)
+            if len(reached):
+                last = reached[np.searchsorted(reached, sites[here], "right") - 1]
+                for i in np.flatnonzero((last < sites[here]) & (sites[here] < last + _LONGEST)).tolist():
+                    size = self._code.machine.size_at(int(last[i]))
+                    keep[once[here[i]]] = sites[here[i]] >= last[i] + size
+        return guessed[keep]
 
     def _is_start(self, addresses: Addresses) -> Mask:
         if not len(self.starts):

@@ -12,7 +12,8 @@ in every release that matters; each leads to one function of SQLite's source:
   sqlite3_reset does the first after a test for NULL, and never the second;
 * sqlite3VdbeReset, where link-time optimisation left no sqlite3_reset, is what sqlite3_step and sqlite3_finalize both
   hand their own statement to on its way to VdbeHalt;
-* the sqlite3_prepare family hands its arguments to sqlite3LockAndPrepare with different constants;
+* the sqlite3_prepare family hands its arguments to sqlite3LockAndPrepare with different constants (copies of it, into
+  which the compiler has put these constants, are a matter of prepare_copies.py);
 * sqlite3LockAndPrepare itself, where link-time optimisation left no sqlite3_prepare_v2, is what sqlite3Reprepare(p)
   hands p's connection and text, and p to be replaced;
 * sqlite3Close, behind sqlite3_close and sqlite3_close_v2, is "unable to close due to unfinalized statements";
@@ -41,6 +42,7 @@ from sqltrace.resolve.claims import FieldClaim
 from sqltrace.resolve.code import Reference
 from sqltrace.resolve.image import Image
 from sqltrace.resolve.internals import btree_writers, is_whole, vdbe_reset, vdbe_reset_shared
+from sqltrace.resolve.prepare_copies import prepare_wrappers
 from sqltrace.resolve.symbolic import Argument, Call, Executor, Linear, Trace, field_load
 
 _ANCHORS: Final[Mapping[str, tuple[bytes, ...]]] = {
@@ -311,6 +313,8 @@ class _Search:
                     name = self._prepare_name(wrapper, lock_and_prepare)
                     if name is not None:
                         found.setdefault(name, {})[wrapper] = lock_and_prepare
+        for name, functions in prepare_wrappers(self._graph, self._executor, inner).items():
+            found.setdefault(name, {}).update(functions)
         family: dict[str, int] = {}
         for name, functions in found.items():
             if len(functions) == 1:

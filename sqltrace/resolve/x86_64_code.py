@@ -23,6 +23,9 @@ _MOV_EAX, _PUSH_RBP = 0xB8, 0x55
 _PROLOGUE: Final = (0xF3, _PUSH_RBP)
 """What may stand before the mov eax of `return N`: endbr64 and push rbp; mov rbp, rsp, each 4 bytes."""
 
+_FRAME: Final = (_PUSH_RBP, 0x48, 0x89, 0xE5)
+"""push rbp; mov rbp, rsp: on macOS nearly every function begins so."""
+
 
 def _positions(code: Bytes, byte: int, mask: int = 0xFF) -> Addresses:
     """Return where (code & mask) == byte, chunk by chunk to stay within the cache."""
@@ -127,11 +130,15 @@ class X86_64Code:  # noqa: N801 (the architecture's name)
         return self._image.read(site, 1) == b"\x0f"
 
     def may_start(self, address: int, code: Bytes, targets: Addresses, calls: Addresses) -> Mask:
-        """Tell which targets are called twice, or aligned, or behind the end of another function."""
-        previous = code[targets - address - 1]
+        """Tell which targets are called twice, or aligned, or behind another's end, or set up a frame."""
+        at = targets - address
+        previous = code[at - 1]
+        framed = np.ones(len(at), bool)
+        for i, byte in enumerate(_FRAME):
+            framed &= code[np.minimum(at + i, len(code) - 1)] == byte
         aligned = (targets % 16 == 0) & np.isin(previous, _PADDING)
         behind_end = np.isin(previous, _PADDING[:1] + _PADDING[2:3])
-        likely: Mask = aligned | behind_end | (calls >= 2)
+        likely: Mask = aligned | behind_end | framed | (calls >= 2)
         return likely
 
     def stub_target(self, address: int) -> int | None:
