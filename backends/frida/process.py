@@ -71,8 +71,9 @@ class Member:
 class Observed:
     """A process with our agent in it."""
 
-    def __init__(self, pid: int, worker: WorkerClient, finder: Finder) -> None:
+    def __init__(self, pid: int, worker: WorkerClient, finder: Finder, *, block: bool = False) -> None:
         self.pid = pid
+        self._block = block
         self._worker = worker
         self._finder = finder
         self._members: dict[int, Member] = {}
@@ -228,7 +229,10 @@ class Observed:
             try:
                 # Or a target could shrink it under our mapping, which would be our death.
                 fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
-                self._ring = Ring(fd, geometry)
+                ring = Ring(fd, geometry)
+                if self._block:
+                    ring.beat()  # before the first hook: the next beat may come after the program's end
+                self._ring = ring
                 self._ring_inode = os.fstat(fd).st_ino
             finally:
                 os.close(fd)

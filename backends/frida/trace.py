@@ -75,7 +75,7 @@ class FridaTrace:
             worker = self._start_worker()
             if stop_at_entry(child):
                 self._add([read_process(child.pid)])
-                observed = self._processes[child.pid] = Observed(child.pid, worker, self._finder)
+                observed = self._processes[child.pid] = self._observed(child.pid, worker)
                 self._add(
                     observed.enter(held=True, ring_bytes=self._options.ring_bytes, parent=os.getpid()),
                 )
@@ -104,11 +104,14 @@ class FridaTrace:
         worker = self._start_worker()
         for pid in dict.fromkeys(pids):
             self._add([read_process(pid)])
-            observed = self._processes[pid] = Observed(pid, worker, self._finder)
+            observed = self._processes[pid] = self._observed(pid, worker)
             try:
                 self._add(observed.enter(held=False, ring_bytes=self._options.ring_bytes, parent=0))
             except BackendError as error:
                 raise TargetError(f"cannot attach to pid {pid}: {error}") from error
+
+    def _observed(self, pid: int, worker: WorkerClient) -> Observed:
+        return Observed(pid, worker, self._finder, block=self._options.block)
 
     def _holds_sqlite(self, pid: int) -> bool:
         try:
